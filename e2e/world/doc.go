@@ -1,0 +1,18 @@
+// Package world boots throw-away Debian hosts for the end-to-end stories and for the demo.
+//
+// A host is a real one as far as user space goes: systemd is PID 1, and logind, sshd, sudo, cron,
+// at, dbus and journald are Debian's own, untouched. It shares the machine's kernel and nothing
+// else. A laptop is a person's machine, and much less: an account and a home of its own behind a
+// network of its own, from where the machine's ssh and any program under test are run.
+//
+// A World is one network with its hosts and laptops. Everything in it hangs on one process, the
+// stage, whose private mount namespace holds all mounts and whose network namespace is the switch
+// that everyone is plugged into; and everything in it runs below one cgroup. So the machine's own
+// mounts, network and processes never see a world, worlds run side by side, and a world ends by
+// killing its cgroup and removing its folder, even when the test which made it was killed before.
+//
+// The package needs root, a mounted cgroup2 hierarchy with cgroup.kill (kernel 5.14) and the
+// programs of mmdebstrap, systemd-container, iproute2, util-linux and openssh-client. It asserts
+// nothing about Curfew and imports none of it: stories install what they test with
+// HostOptions.Install and Laptop.Put.
+package world

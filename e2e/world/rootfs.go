@@ -1,0 +1,181 @@
+package world
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Releases are the Debian releases that a host can run, oldest first.
+var Releases = []string{"bullseye", "bookworm", "trixie"}
+
+// DefaultRelease is what a host runs unless it is told otherwise.
+const DefaultRelease = "bookworm"
+
+// packages are what a small real server has, and what the stories need to see on it. Their list is
+// part of the cache's key. libnss-systemd and dbus-user-session are there because every ordinary
+// Debian installation has them, nscd and libfaketime because stories switch them on.
+var packages = []string{
+	"adduser", "at", "ca-certificates", "cron", "dbus", "dbus-user-session", "iproute2",
+	"iputils-ping", "less", "libfaketime", "libnss-systemd", "libpam-runtime", "libpam-systemd",
+	"login", "netcat-openbsd", "nscd", "openssh-client", "openssh-server", "passwd", "procps",
+	"psmisc", "sudo", "systemd", "systemd-sysv", "tmux", "util-linux",
+}
+
+// recipe turns a fresh installation into one that many hosts can start from. Identity (machine id,
+// host name, ssh host key) is removed: each host gets its own. Masked units are those that only
+// cost time or make noise in a container. nginx.service is a stand-in which can be restarted.
+const recipe = `set -eu
+cd "$1"
+rm -f etc/ssh/ssh_host_*
+: >etc/machine-id
+rm -f etc/hostname etc/resolv.conf
+: >etc/resolv.conf
+echo 'HostKey /etc/ssh/ssh_host_ed25519_key' >etc/ssh/sshd_config.d/10-host-key.conf
+mkdir -p var/log/journal
+for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
+    e2scrub_reap.service fstrim.timer console-getty.service getty.target systemd-firstboot.service \
+    dev-hugepages.mount sys-fs-fuse-connections.mount; do
+    ln -sf /dev/null "etc/systemd/system/$unit"
+done
+rm -f etc/systemd/system/*.wants/nscd.service
+cat >etc/systemd/system/nginx.service <<'UNIT'
+[Unit]
+Description=Stand-in for a web server
+
+[Service]
+ExecStart=/usr/bin/sleep infinity
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+ln -sf /etc/systemd/system/nginx.service etc/systemd/system/multi-user.target.wants/nginx.service
+`
+
+// CacheDir is where root file systems and the state of running worlds are kept. CURFEW_E2E_CACHE
+// moves it. It must lie on a real file system that overlayfs accepts as an upper layer.
+func CacheDir() string {
+	if dir := os.Getenv("CURFEW_E2E_CACHE"); dir != "" {
+		return dir
+	}
+	return "/var/cache/curfew-e2e"
+}
+
+// RootFS returns the folder of a Debian release's root file system, made by mmdebstrap at first use
+// (half a minute, from deb.debian.org) and kept in CacheDir. The folder is shared by all hosts and
+// must not be changed. Progress goes to out. Concurrent callers wait for each other.
+func RootFS(ctx context.Context, release string, out io.Writer) (dir string, err error) {
+	if !slices.Contains(Releases, release) {
+		return "", fmt.Errorf("no such release %q: want one of %s", release, Releases)
+	}
+	if err := requirements(); err != nil {
+		return "", err
+	}
+	if err := makeCacheDir(); err != nil {
+		return "", err
+	}
+	key := sha256.Sum256([]byte(release + "\n" + strings.Join(packages, ",") + "\n" + recipe))
+	name := release + "-" + hex.EncodeToString(key[:6])
+	dir = filepath.Join(CacheDir(), name)
+	lock, err := flock(ctx, dir+".lock")
+	if err != nil {
+		return "", fmt.Errorf("waiting for another build of %s: %w", name, err)
+	}
+	defer lock.Close()
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	if err := debootstrap(ctx, release, dir, out); err != nil {
+		return "", fmt.Errorf("building a %s root file system: %w", release, err)
+	}
+	return dir, nil
+}
+
+// debootstrap builds beside dir and renames, so that dir is complete whenever it exists.
+func debootstrap(ctx context.Context, release, dir string, out io.Writer) error {
+	if out == nil {
+		out = io.Discard
+	}
+	temp := dir + ".partial"
+	if err := os.RemoveAll(temp); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "mmdebstrap", "--variant=minbase",
+		"--include="+strings.Join(packages, ","),
+		"--dpkgopt=path-exclude=/usr/share/doc/*",
+		"--dpkgopt=path-exclude=/usr/share/man/*",
+		"--dpkgopt=path-exclude=/usr/share/locale/*",
+		"--dpkgopt=path-exclude=/usr/share/info/*",
+		"--customize-hook="+strings.TrimSpace(recipe),
+		release, temp)
+	cmd.Stdout, cmd.Stderr = out, out
+	// mmdebstrap unmounts what it mounted in the chroot when it is asked politely.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
+	if err := cmd.Run(); err != nil {
+		return errors.Join(fmt.Errorf("mmdebstrap: %w", err), os.RemoveAll(temp))
+	}
+	return os.Rename(temp, dir)
+}
+
+// makeCacheDir makes CacheDir, closed to everyone but root: it holds old setuid programs.
+func makeCacheDir() error {
+	if err := os.MkdirAll(filepath.Join(CacheDir(), "worlds"), 0o700); err != nil {
+		return fmt.Errorf("making the cache folder: %w", err)
+	}
+	return nil
+}
+
+// flock opens path and waits for its exclusive lock, which ends with the file or the process.
+func flock(ctx context.Context, path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = poll(ctx, 50*time.Millisecond, func() (bool, error) { return tryLock(f) })
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// tryLock takes the exclusive lock of f if nobody holds it.
+func tryLock(f *os.File) (bool, error) {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// requirements says what is missing on this machine, and what to type.
+func requirements() error {
+	if os.Geteuid() != 0 {
+		return errors.New("booting hosts needs root: run this with sudo, or as root")
+	}
+	for program, from := range map[string]string{
+		"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "ip": "iproute2",
+		"nsenter": "util-linux", "unshare": "util-linux", "ssh-keygen": "openssh-client",
+	} {
+		if _, err := exec.LookPath(program); err != nil {
+			return fmt.Errorf("%s is missing: apt-get install %s", program, from)
+		}
+	}
+	return nil
+}
