@@ -103,7 +103,7 @@ func (l *Ledger) over(h held, now Clock) (closed, certain bool) {
 	byBoot := now.Boot.Milliseconds() >= h.BootMS
 	byWall := l.effective(now) >= h.EndMS
 	return byBoot || byWall,
-		byBoot || byWall && (l.data.Time.Confirmed || l.jumped || l.data.Time.HighMS >= h.EndMS)
+		byBoot || byWall && (l.data.Time.Confirmed || l.data.Time.HighMS >= h.EndMS)
 }
 
 // Reasons for which no new access opens.

@@ -1,6 +1,7 @@
 package grant
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -94,11 +95,14 @@ func (l *Ledger) LeaseEnd(now Clock) time.Duration {
 }
 
 func (l *Ledger) openListed(change *Change, now Clock) {
-	for _, id := range l.data.Listed {
+	for _, id := range l.byRevision(l.data.Listed) {
 		h, ok := l.held[id]
 		switch {
 		case !ok:
-			if _, ended := l.data.Tombstones[id]; ended {
+			if t, ended := l.data.Tombstones[id]; ended {
+				if t.Cause == curfewv1.EndCause_END_CAUSE_EXTENDED {
+					continue // listed beside its extension until that is acknowledged
+				}
 				l.refuse(id, ErrTombstoned)
 			}
 			change.Missing = append(change.Missing, id)
@@ -110,6 +114,13 @@ func (l *Ledger) openListed(change *Change, now Clock) {
 			}
 		}
 	}
+}
+
+// byRevision sorts ids so that what an extension follows is opened before the extension.
+func (l *Ledger) byRevision(ids []ID) []ID {
+	return slices.SortedStableFunc(slices.Values(ids), func(a, b ID) int {
+		return cmp.Compare(l.held[a].terms.GetRevision(), l.held[b].terms.GetRevision())
+	})
 }
 
 // open persists the start of a window, once. An extension inherits the start of what it follows and
