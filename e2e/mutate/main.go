@@ -1,0 +1,172 @@
+// Mutate proves that tests can fail. It reads the MUTATIONS.md files, applies each one-line break to
+// a copy of the tree, runs the test that the entry names and demands that it fails with the text
+// that the entry promises. An entry whose break no longer applies is a failure too.
+//
+// An entry reads:
+//
+//	### what is broken
+//	file: path/from/the/root.go
+//	old: `exact fragment of one line`
+//	new: `its replacement`
+//	run: go test -run 'TestX' ./path
+//	fails: `text of the failing line`
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// A mutation is one entry. Its fields are the keys of the file.
+type mutation struct {
+	name, source               string
+	file, old, new, run, fails string
+}
+
+func main() {
+	list := flag.Bool("list", false, "only list the mutations")
+	flag.Usage = func() {
+		fmt.Fprintln(os.Stderr, "usage: mutate [-list] [WORD]   (only mutations whose name or file has WORD)")
+	}
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, flag.Arg(0), *list); err != nil {
+		fmt.Fprintln(os.Stderr, "mutate:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, only string, list bool) error {
+	all, err := readAll(".")
+	if err != nil {
+		return err
+	}
+	var bad, done int
+	for _, m := range all {
+		if !strings.Contains(m.name+" "+m.file, only) {
+			continue
+		}
+		done++
+		if list {
+			fmt.Printf("%s: %s\n", m.source, m.name)
+			continue
+		}
+		began := time.Now()
+		if err := m.try(ctx); err != nil {
+			bad++
+			fmt.Printf("SURVIVED  %s (%s): %v\n", m.name, m.source, err)
+			continue
+		}
+		fmt.Printf("killed    %s (%.1f s)\n", m.name, time.Since(began).Seconds())
+	}
+	fmt.Printf("%d mutations, %d survived\n", done, bad)
+	if bad > 0 || done == 0 {
+		return fmt.Errorf("%d of %d mutations were not noticed", bad, done)
+	}
+	return ctx.Err()
+}
+
+func readAll(root string) (all []mutation, err error) {
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (d.Name() == ".git" || d.Name() == "bin") {
+			return filepath.SkipDir
+		}
+		if d.Name() != "MUTATIONS.md" {
+			return nil
+		}
+		read, err := parse(path)
+		all = append(all, read...)
+		return err
+	})
+	return all, err
+}
+
+func parse(path string) ([]mutation, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var all []mutation
+	for n, line := range strings.Split(string(text), "\n") {
+		if name, ok := strings.CutPrefix(line, "### "); ok {
+			all = append(all, mutation{name: name, source: path})
+			continue
+		}
+		key, value, ok := strings.Cut(line, ": ")
+		if !ok || len(all) == 0 {
+			continue
+		}
+		m := &all[len(all)-1]
+		field, known := map[string]*string{
+			"file": &m.file, "old": &m.old, "new": &m.new, "run": &m.run, "fails": &m.fails,
+		}[key]
+		if !known {
+			continue
+		}
+		if *field != "" {
+			return nil, fmt.Errorf("%s:%d: %s stands twice", path, n+1, key)
+		}
+		*field = strings.TrimSuffix(strings.TrimPrefix(value, "`"), "`")
+	}
+	for _, m := range all {
+		if m.file == "" || m.old == "" || m.run == "" || m.fails == "" {
+			return nil, fmt.Errorf("%s: mutation %q wants file, old, new, run and fails", path, m.name)
+		}
+	}
+	return all, nil
+}
+
+// try applies the mutation to a copy of the tree and runs its test there.
+func (m mutation) try(ctx context.Context) error {
+	dir, err := os.MkdirTemp("", "curfew-mutate-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if out, err := exec.CommandContext(ctx, "cp", "-a", ".", dir).CombinedOutput(); err != nil {
+		return fmt.Errorf("copying the tree: %w: %s", err, out)
+	}
+	path := filepath.Join(dir, m.file)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if n := bytes.Count(text, []byte(m.old)); n != 1 {
+		return fmt.Errorf("the text to break stands %d times in %s", n, m.file)
+	}
+	broken := bytes.Replace(text, []byte(m.old), []byte(m.new), 1)
+	if err := os.WriteFile(path, broken, 0o644); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "bash", "-c", m.run)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	var failed *exec.ExitError
+	switch {
+	case err == nil:
+		return errors.New("the test passes with the code broken")
+	case !errors.As(err, &failed) || ctx.Err() != nil:
+		return fmt.Errorf("running %s: %w", m.run, err)
+	case !bytes.Contains(out, []byte(m.fails)):
+		return fmt.Errorf("it fails without saying %q:\n%s", m.fails, tail(out))
+	}
+	return nil
+}
+
+func tail(b []byte) []byte { return b[max(0, len(b)-2000):] }
