@@ -1,0 +1,122 @@
+package stream
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"time"
+
+	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/trail"
+	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
+)
+
+// Refusals of a Store that this package tells apart.
+var (
+	// ErrNoHost means that no host has this id, or that it was removed.
+	ErrNoHost = errors.New("unknown host")
+	// ErrChainMoved means that PutEvents was called with a chain that is not the stored one:
+	// another stream of the same host stored events meanwhile.
+	ErrChainMoved = errors.New("the host's event chain has moved on")
+)
+
+// Host is what the Hub needs to know of an enrolled host.
+type Host struct {
+	ID      grant.HostID
+	Name    string
+	RootKey ed25519.PublicKey
+	// Refused is why the host is not served; empty when it is.
+	Refused string
+	// Chain is where the durable events of the host stand.
+	Chain trail.Chain
+}
+
+// HostEvent is one verified event, ready for the trail.
+type HostEvent struct {
+	Event *curfewv1.Event
+	// Record lacks only its number, which the store gives.
+	Record trail.Record
+	// Ended is set for events of kind grant.ended: the host says that this grant is over.
+	Ended *GrantEnd
+}
+
+// GrantEnd is a host's word that a grant of its own is over.
+type GrantEnd struct {
+	ID    grant.ID
+	Cause curfewv1.EndCause
+	By    string
+	At    time.Time
+}
+
+// Ack is a host's verified answer to one State. Its results name grants that the host may only speak
+// about when they are its own: the store ignores results whose grant is not this host's.
+type Ack struct {
+	Epoch, Sequence uint64
+	Accepted        bool
+	Detail          string
+	Results         []Result
+	At              time.Time
+}
+
+// Result is what a host did with one grant.
+type Result struct {
+	ID         grant.ID
+	Status     curfewv1.GrantStatus
+	Detail     string
+	Start, End time.Time // zero when the host gave none
+}
+
+// Seen is what outlives a connection of the host's health.
+type Seen struct {
+	At              time.Time
+	AgentVersion    string
+	Mode            string
+	Epoch, Sequence uint64
+}
+
+// Store persists what hosts say. Implementations are safe for concurrent use.
+type Store interface {
+	// LinkedHost returns an enrolled host; ErrNoHost.
+	LinkedHost(ctx context.Context, id grant.HostID) (Host, error)
+
+	// EventDigest returns the digest (trail.EventDigest) of a stored event of the host by number.
+	EventDigest(ctx context.Context, id grant.HostID, number uint64) ([]byte, error)
+
+	// RefuseHost marks a host refused, durably, and appends the record, in one transaction. A host
+	// that is refused already keeps its first reason.
+	RefuseHost(ctx context.Context, id grant.HostID, reason string, r trail.Record) error
+
+	// PutEvents does, in ONE transaction: check that the host's stored chain equals from
+	// (ErrChainMoved), append the records in order, remember each event's digest, apply Ended to
+	// this host's grants, and store the chain to. At most MaxBatch events.
+	PutEvents(ctx context.Context, id grant.HostID, from, to trail.Chain, events []HostEvent) error
+
+	// PutAck stores what the host said of its grants: status, detail, start, end, and when it was
+	// heard. An Ack that repeats what is stored changes nothing.
+	PutAck(ctx context.Context, id grant.HostID, a Ack) error
+
+	// PutSeen remembers when and how a host was last seen; called at connect and disconnect.
+	PutSeen(ctx context.Context, id grant.HostID, s Seen) error
+
+	// AppendRecord puts one record on the trail; the store gives its number.
+	AppendRecord(ctx context.Context, r trail.Record) error
+
+	// TrustAfter returns the signed trust envelopes of all versions greater than version, in order.
+	TrustAfter(ctx context.Context, version uint64) ([]Trust, error)
+
+	// GrantEnvelopes returns the sealed grants of this host by id, in the order of ids; ids that are
+	// not this host's are left out. At most grantsAtOnce ids.
+	GrantEnvelopes(ctx context.Context, id grant.HostID, ids []grant.ID) ([]Envelope, error)
+}
+
+// Trust is one signed version of the trust file.
+type Trust struct {
+	Version  uint64
+	Envelope []byte
+}
+
+// Envelope is one sealed grant.
+type Envelope struct {
+	ID    grant.ID
+	Bytes []byte
+}
