@@ -1,0 +1,165 @@
+// Package e2e tells Curfew's stories on real hosts: systemd, sshd, sudo, logind and PAM are
+// Debian's own. Each test is one promise, played on a stage of its own.
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/curfew-access/curfew/e2e/stage"
+)
+
+func TestMain(m *testing.M) {
+	if hook := os.Getenv("CURFEW_E2E_HOOK"); hook != "" {
+		os.Exit(receiveHooks(hook))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	err := stage.Build(ctx)
+	cancel()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// storyLimit bounds one story. Most take ten seconds.
+const storyLimit = 4 * time.Minute
+
+// A story is a stage with the test that plays on it.
+type story struct {
+	*stage.Stage
+	t   *testing.T
+	ctx context.Context
+}
+
+// tell opens a stage for one story, side by side with others.
+func tell(t *testing.T, o stage.Options) *story {
+	t.Helper()
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), storyLimit)
+	t.Cleanup(cancel)
+	if o.Name == "" {
+		o.Name = strings.ToLower(strings.TrimPrefix(t.Name(), "Test"))
+	}
+	s, err := stage.New(ctx, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := &story{Stage: s, t: t, ctx: ctx}
+	t.Cleanup(st.curtain)
+	return st
+}
+
+// curtain shows the journals of a failed story, then closes the stage.
+func (s *story) curtain() {
+	if s.t.Failed() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if log, err := s.Control.Journal(ctx, "curfew-controlplane.service"); err == nil {
+			s.t.Logf("control plane's journal:\n%s", tail(log, 40))
+		}
+		for name, h := range s.Hosts {
+			if out, err := h.Shell(ctx, `journalctl --no-pager -q -o short-precise -u 'curfew-*' `+
+				`-t sshd -t sudo -t su -n 60`); err == nil {
+				s.t.Logf("%s's journal:\n%s", name, out)
+			}
+		}
+	}
+	if err := s.Close(); err != nil {
+		s.t.Errorf("closing the stage: %v", err)
+	}
+}
+
+func tail(s string, lines int) string {
+	all := strings.Split(s, "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+func (s *story) ok(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// curfew runs the command and demands its exit status and that its output contains all words.
+func (s *story) curfew(p *stage.Person, exit int, args []string, words ...string) stage.Result {
+	s.t.Helper()
+	r, err := p.Curfew(s.ctx, args...)
+	s.ok(err)
+	s.expect(r, "curfew "+strings.Join(args, " "), exit, words...)
+	return r
+}
+
+// ssh runs a command over real ssh and demands its exit status and words.
+func (s *story) ssh(p *stage.Person, host string, exit int, command string, words ...string) stage.Result {
+	s.t.Helper()
+	r, err := p.SSH(s.ctx, host, command)
+	s.ok(err)
+	s.expect(r, fmt.Sprintf("ssh %s@%s %s", p.Name(), host, command), exit, words...)
+	return r
+}
+
+func (s *story) expect(r stage.Result, what string, exit int, words ...string) {
+	s.t.Helper()
+	if r.Exit != exit {
+		s.t.Fatalf("%s: want exit %d, got %s", what, exit, r)
+	}
+	for _, w := range words {
+		if !strings.Contains(r.Out+r.Err, w) {
+			s.t.Fatalf("%s: want %q in %s", what, w, r)
+		}
+	}
+}
+
+// on runs a script as root on a host and returns what it printed, without surrounding space.
+func (s *story) on(host, script string) string {
+	s.t.Helper()
+	out, err := s.Hosts[host].Shell(s.ctx, script)
+	s.ok(err)
+	return strings.TrimSpace(string(out))
+}
+
+// within demands that a condition comes true before a promise's limit is over.
+func (s *story) within(limit time.Duration, what string, done func() (bool, string)) time.Duration {
+	s.t.Helper()
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(s.ctx, limit)
+	defer cancel()
+	s.ok(stage.Eventually(ctx, what, done))
+	return time.Since(began)
+}
+
+// processes returns the command lines of a login's processes on a host.
+func (s *story) processes(host, login string) []string {
+	s.t.Helper()
+	out := s.on(host, "ps -eo user:32=,pid=,args= | awk '$1==\""+login+"\"'")
+	if out == "" {
+		return nil
+	}
+	return strings.Split(out, "\n")
+}
+
+// gone demands that nothing of a login's access is left on a host: no account, key, rule, ticket and
+// no process, of the login or of the session's root shells (whose command lines hold mark).
+func (s *story) gone(host, login, mark string, limit time.Duration) {
+	s.t.Helper()
+	script := `
+getent passwd ` + login + ` | grep -v nologin && echo "account"
+test ! -e /run/curfew/keys/` + login + ` || echo "key"
+ls -A /run/curfew/sudoers.d | grep . && echo "rule"
+ls /run/sudo/ts/ 2>/dev/null | grep -x ` + login + ` && echo "ticket"
+pgrep -u ` + login + ` -a 2>/dev/null && echo "process"
+pgrep -f '[` + mark[:1] + `]` + mark[1:] + `' -a && echo "marked process"
+ss -Htn state established '( sport = :22 )' | grep . && echo "ssh connection"
+true`
+	s.within(limit, "everything of "+login+" to be gone from "+host, func() (bool, string) {
+		out, err := s.Hosts[host].Exec(s.ctx, "bash", "-c", script)
+		return err == nil && strings.TrimSpace(string(out)) == "", string(out)
+	})
+}
