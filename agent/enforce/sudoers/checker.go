@@ -39,14 +39,14 @@ func (c Checker) Present() bool {
 
 // Syntax has visudo check the text. A visudo that also accepts what is no sudoers is not believed.
 func (c Checker) Syntax(ctx context.Context, text []byte) error {
-	out, err := c.run(ctx, c.Visudo, []byte(broken), "-c", "-f", "-")
+	_, err := c.run(ctx, c.Visudo, []byte(broken), "-c", "-f", "-")
 	if err == nil {
 		return fmt.Errorf("%w: %s accepts text that is no sudoers", ErrTool, c.Visudo)
 	}
 	if !isExit(err) {
 		return fmt.Errorf("%w: %w", ErrTool, err)
 	}
-	out, err = c.run(ctx, c.Visudo, text, "-c", "-f", "-")
+	out, err := c.run(ctx, c.Visudo, text, "-c", "-f", "-")
 	switch {
 	case err == nil:
 		return nil

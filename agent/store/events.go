@@ -1,0 +1,338 @@
+package store
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/curfew-access/curfew/agent/folder"
+	"github.com/curfew-access/curfew/internal/trail"
+	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
+)
+
+const (
+	chainFile        = "chain.json"
+	segmentSuffix    = ".log"
+	segmentBytes     = 1 << 20
+	defaultMaxEvents = 16 << 20
+	maxChainFile     = 64 << 10
+)
+
+// ErrFull means that no event fits any more until the control plane acknowledges some. Nothing new
+// may be opened then: what is not recorded must not happen.
+var ErrFull = errors.New("the event log is full until the control plane takes some")
+
+// Events is the host's chained event log. An event is durable when Append returns. The file grows in
+// segments; a segment goes once all of it is acknowledged, and the chain's head stays for ever.
+//
+// The log is bounded. Events that anybody can cause at will (refused logins, repaired files) may fill
+// half of it, so that they cannot crowd out what grants do; beyond their share they are counted by
+// kind, and the next event that is kept is an events.lost with the counts. When even the rest is
+// full, Append fails with ErrFull.
+type Events struct {
+	dir      *folder.Folder
+	max      int64
+	chain    trail.Chain
+	acked    trail.Chain
+	lost     map[string]uint64
+	segments []segment
+}
+
+// segment is one file; its name is the number of its first event.
+type segment struct {
+	first uint64
+	bytes int64
+	// events are decoded on open and kept: the log is small, and what is unsent is read at once.
+	events []*curfewv1.Event
+}
+
+type chainData struct {
+	Version int               `json:"version"`
+	Acked   trail.Chain       `json:"acked"`
+	Lost    map[string]uint64 `json:"lost"`
+}
+
+// cheap are the kinds that whoever reaches the host can cause at will.
+var cheap = map[string]bool{
+	trail.KindLoginDenied: true, trail.KindSudoDenied: true, trail.KindWouldDeny: true,
+	trail.KindDriftRepaired: true, trail.KindStateRejected: true, trail.KindGrantRejected: true,
+	trail.KindTrustRejected: true, trail.KindProblem: true, trail.KindConfigRejected: true,
+	trail.KindConfigLoaded: true, trail.KindAgentStarted: true, trail.KindAgentStopped: true,
+	trail.KindLeaseRenewed: true, trail.KindLeaseExpired: true, trail.KindClockJumped: true,
+}
+
+func openEvents(dir *folder.Folder, limit int64) (*Events, error) {
+	if limit == 0 {
+		limit = defaultMaxEvents
+	}
+	if limit < 4*maxRecord {
+		return nil, fmt.Errorf("event log: a limit of %d bytes is less than %d", limit, 4*maxRecord)
+	}
+	e := &Events{dir: dir, max: limit, lost: make(map[string]uint64)}
+	if err := e.readChain(); err != nil {
+		return nil, err
+	}
+	names, err := dir.List()
+	if err != nil {
+		return nil, err
+	}
+	var firsts []uint64
+	for _, name := range names {
+		if first, ok := parseSegment(name); ok {
+			firsts = append(firsts, first)
+		}
+	}
+	slices.Sort(firsts)
+	for i, first := range firsts {
+		if err := e.readSegment(first, i == 0, i == len(firsts)-1); err != nil {
+			return nil, err
+		}
+	}
+	return e, e.skipAcknowledged()
+}
+
+// skipAcknowledged goes on after what was acknowledged, when the disk holds nothing newer.
+func (e *Events) skipAcknowledged() error {
+	if e.chain.Count >= e.acked.Count {
+		return nil
+	}
+	for _, s := range e.segments {
+		if err := e.dir.Remove(segmentName(s.first)); err != nil {
+			return err
+		}
+	}
+	e.chain, e.segments = e.acked, nil
+	return nil
+}
+
+func segmentName(first uint64) string { return fmt.Sprintf("%020d%s", first, segmentSuffix) }
+
+func parseSegment(name string) (uint64, bool) {
+	digits, ok := strings.CutSuffix(name, segmentSuffix)
+	if !ok || len(digits) != 20 {
+		return 0, false
+	}
+	first, err := strconv.ParseUint(digits, 10, 64)
+	return first, err == nil && first > 0
+}
+
+func (e *Events) corrupt(name, why string) error { return corrupt(e.dir.Path()+"/"+name, why) }
+
+func (e *Events) readChain() error {
+	data, err := e.dir.Read(chainFile, maxChainFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading the event chain: %w", err)
+	}
+	var d chainData
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&d); err != nil {
+		return e.corrupt(chainFile, err.Error())
+	}
+	if d.Version != 1 || (d.Acked.Count == 0) != (len(d.Acked.Head) == 0) {
+		return e.corrupt(chainFile, "it is not an event chain of this version")
+	}
+	e.acked = d.Acked
+	maps.Copy(e.lost, d.Lost)
+	return nil
+}
+
+func (e *Events) saveChain() error {
+	data, err := json.Marshal(chainData{Version: 1, Acked: e.acked, Lost: e.lost})
+	if err != nil {
+		return fmt.Errorf("keeping the event chain: %w", err)
+	}
+	return e.dir.Write(chainFile, folder.File{Data: data, Mode: 0o600})
+}
+
+// readSegment checks and decodes a segment, and cuts off what a power cut left of the last append.
+func (e *Events) readSegment(first uint64, oldest, newest bool) error {
+	name := segmentName(first)
+	data, err := e.dir.Read(name, e.max+segmentBytes)
+	if err != nil {
+		return fmt.Errorf("reading the events: %w", err)
+	}
+	records, good, err := splitRecords(data)
+	if err != nil {
+		return e.corrupt(name, err.Error())
+	}
+	if good < int64(len(data)) {
+		if !newest {
+			return e.corrupt(name, "it is cut short")
+		}
+		if err := e.dir.Truncate(name, good); err != nil {
+			return err
+		}
+	}
+	s := segment{first: first, bytes: good}
+	for _, raw := range records {
+		event := new(curfewv1.Event)
+		if err := proto.Unmarshal(raw, event); err != nil {
+			return e.corrupt(name, err.Error())
+		}
+		if oldest && len(s.events) == 0 {
+			// The oldest segment's first event names a predecessor that is gone; the rest must follow.
+			if event.GetNumber() != first || first > e.acked.Count+1 {
+				return e.corrupt(name, fmt.Sprintf("event %d follows %d", event.GetNumber(), e.acked.Count))
+			}
+			e.chain = trail.Chain{Count: first - 1, Head: event.GetPrevious()}
+			if e.chain.Count == e.acked.Count && !bytes.Equal(e.chain.Head, e.acked.Head) {
+				return e.corrupt(name, "it does not follow what was acknowledged")
+			}
+		}
+		if e.chain, err = e.chain.Next(event); err != nil {
+			return e.corrupt(name, err.Error())
+		}
+		if e.chain.Count == e.acked.Count && !bytes.Equal(e.chain.Head, e.acked.Head) {
+			return e.corrupt(name, fmt.Sprintf("event %d is not the one acknowledged", e.chain.Count))
+		}
+		s.events = append(s.events, event)
+	}
+	e.segments = append(e.segments, s)
+	return nil
+}
+
+// Chain returns how many events there were, and the digest of the last.
+func (e *Events) Chain() trail.Chain { return e.chain }
+
+// Append chains the event, keeps it and fsyncs. It sets the event's number and predecessor. A nil
+// event with a nil error means that the event was left out and counted (see Events).
+func (e *Events) Append(event *curfewv1.Event) (*curfewv1.Event, error) {
+	if err := trail.CheckEvent(event); err != nil {
+		return nil, fmt.Errorf("keeping an event: %w", err)
+	}
+	size := int64(proto.Size(event)) + recordOverhead
+	room := e.max - e.size()
+	if cheap[event.GetKind()] && room-size < e.max/2 {
+		e.lost[event.GetKind()]++
+		// Durable with the next acknowledgement; a crash before forgets some counts, not that events
+		// are missing, because what is kept stays chained.
+		if e.lost[event.GetKind()] == 1 {
+			return nil, e.saveChain()
+		}
+		return nil, nil
+	}
+	if room < size+maxRecord { // an events.lost must fit as well
+		return nil, ErrFull
+	}
+	if err := e.appendOne(event); err != nil {
+		return nil, err
+	}
+	return event, nil
+}
+
+// Full tells whether nothing that opens access may be done, because it could not be recorded.
+func (e *Events) Full() bool { return e.max-e.size() < 4*maxRecord }
+
+// TakeLost returns how many events of each kind were left out since it was last called, when there
+// is room again to say so; else nil.
+func (e *Events) TakeLost() map[string]uint64 {
+	if len(e.lost) == 0 || e.max-e.size() < e.max/2+2*maxRecord {
+		return nil
+	}
+	lost := e.lost
+	e.lost = make(map[string]uint64)
+	return lost
+}
+
+func (e *Events) size() (n int64) {
+	for _, s := range e.segments {
+		n += s.bytes
+	}
+	return n
+}
+
+func (e *Events) appendOne(event *curfewv1.Event) error {
+	next := e.chain
+	if err := next.Append(event); err != nil {
+		return err
+	}
+	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(event)
+	if err != nil {
+		return fmt.Errorf("keeping an event: %w", err)
+	}
+	record, err := encodeRecord(body)
+	if err != nil {
+		return err
+	}
+	if n := len(e.segments); n == 0 || e.segments[n-1].bytes >= segmentBytes {
+		e.segments = append(e.segments, segment{first: event.GetNumber()})
+	}
+	s := &e.segments[len(e.segments)-1]
+	if err := e.dir.Append(segmentName(s.first), record, 0o600); err != nil {
+		return fmt.Errorf("keeping an event: %w", err)
+	}
+	s.bytes += int64(len(record))
+	s.events = append(s.events, event)
+	e.chain = next
+	return nil
+}
+
+// After returns the events with numbers above n, in order, at most limit of them.
+func (e *Events) After(n uint64, limit int) []*curfewv1.Event {
+	var out []*curfewv1.Event
+	for _, s := range e.segments {
+		for _, event := range s.events {
+			if event.GetNumber() > n && len(out) < limit {
+				out = append(out, event)
+			}
+		}
+	}
+	return out
+}
+
+// Acknowledged takes the control plane's word that its first n events are durable there, and drops
+// segments that are needed no more. A smaller n than before changes nothing.
+func (e *Events) Acknowledged(n uint64) error {
+	if n > e.chain.Count {
+		return fmt.Errorf("the control plane acknowledges %d events, this host has %d", n, e.chain.Count)
+	}
+	if n <= e.acked.Count {
+		return nil
+	}
+	head, err := e.headAt(n)
+	if err != nil {
+		return err
+	}
+	e.acked = trail.Chain{Count: n, Head: head}
+	if err := e.saveChain(); err != nil {
+		return err
+	}
+	for len(e.segments) > 0 {
+		s := e.segments[0]
+		if last := s.first + uint64(len(s.events)) - 1; last > n {
+			break
+		}
+		if err := e.dir.Remove(segmentName(s.first)); err != nil {
+			return err
+		}
+		e.segments = e.segments[1:]
+	}
+	return nil
+}
+
+// headAt is the digest of event n: its successor names it, or it is the last.
+func (e *Events) headAt(n uint64) ([]byte, error) {
+	if n == e.chain.Count {
+		return e.chain.Head, nil
+	}
+	for _, s := range e.segments {
+		for _, event := range s.events {
+			if event.GetNumber() == n+1 {
+				return event.GetPrevious(), nil
+			}
+		}
+	}
+	return nil, fmt.Errorf("event %d is not held any more", n)
+}
