@@ -66,12 +66,12 @@ func (a *anchor) pid() int { return a.cmd.Process.Pid }
 
 // ns is the path of one of the anchor's namespaces: "net", "mnt".
 func (a *anchor) ns(kind string) string {
-	return filepath.Join("/proc", strconv.Itoa(a.pid()), "ns", kind)
+	return proc(a.pid(), "ns", kind)
 }
 
 // root is the anchor's root folder, seen from outside.
 func (a *anchor) root() string {
-	return filepath.Join("/proc", strconv.Itoa(a.pid()), "root")
+	return proc(a.pid(), "root")
 }
 
 // enter is the beginning of a command line which runs the rest in the anchor's mount and network
@@ -135,4 +135,9 @@ func stoppable(cmd *exec.Cmd) *exec.Cmd {
 	}
 	cmd.WaitDelay = 2 * time.Second
 	return cmd
+}
+
+// proc is a path in the machine's /proc.
+func proc(pid int, parts ...string) string {
+	return filepath.Join(append([]string{"/proc", strconv.Itoa(pid)}, parts...)...)
 }

@@ -95,7 +95,7 @@ func (h *Host) nspawn(ahead time.Duration) *exec.Cmd {
 		argv = append(argv, "unshare", "-T", "--boottime", seconds)
 	}
 	argv = append(argv, "systemd-nspawn", "--quiet", "--settings=no", "--keep-unit", "--register=no",
-		"--boot", "--notify-ready=yes", "--console=pipe", "--directory=/run/world/hosts/"+h.name+"/root",
+		"--boot", "--notify-ready=yes", "--console=pipe", "--directory="+h.inStage()+"/root",
 		"--machine="+h.name, "--network-namespace-path=/run/world/net/"+h.name,
 		"--resolv-conf=off", "--timezone=off", "--link-journal=no",
 		"--capability="+capabilities, "--system-call-filter=bpf")
@@ -103,7 +103,7 @@ func (h *Host) nspawn(ahead time.Duration) *exec.Cmd {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = append([]string{
 		"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "SYSTEMD_NSPAWN_LOCK=0",
-		"NOTIFY_SOCKET=/run/world/hosts/" + h.name + "/notify",
+		"NOTIFY_SOCKET=" + h.inStage() + "/notify",
 	}, rootEnv...)
 	return cmd
 }

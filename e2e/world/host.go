@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -22,7 +22,8 @@ type HostOptions struct {
 	// for opening, copying and chroot(8); resolving it (realpath, EvalSymlinks) leads astray.
 	Install func(root string) error
 
-	Off bool // leave the host switched off: Start boots it
+	Disk bool // give it a disk of its own, for PowerLoss to cut off from its power
+	Off  bool // leave the host switched off: Start boots it
 }
 
 // A Host is a Debian machine. It keeps its disk, address and identity through reboots.
@@ -32,6 +33,7 @@ type Host struct {
 	Labels  map[string]string
 
 	cgroup cgroup
+	disk   disk
 
 	starting sync.Mutex // held during a whole boot, so that there is one at a time
 
@@ -75,15 +77,12 @@ func (w *World) addHost(ctx context.Context, o HostOptions) (*Host, error) {
 	if h.cgroup, err = w.cgroup.child("host-" + h.name); err != nil {
 		return nil, err
 	}
-	const script = `
-mkdir -p "$1/upper" "$1/work" "$1/root"
-mount -t overlay -o "lowerdir=$2,upperdir=$1/upper,workdir=$1/work" overlay "$1/root"
-: >"$3"
-unshare --net="$3" true`
-	inside := "/run/world/hosts/" + h.name
-	netns := "/run/world/net/" + h.name
-	if err := w.stage.sh(ctx, script, inside, "/run/roots/"+filepath.Base(lower), netns); err != nil {
+	if err := h.mount(ctx, lower, o.Disk); err != nil {
 		return nil, fmt.Errorf("mounting its disk: %w", err)
+	}
+	netns := "/run/world/net/" + h.name
+	if err := w.stage.sh(ctx, `: >"$1"; unshare --net="$1" true`, netns); err != nil {
+		return nil, fmt.Errorf("making its network: %w", err)
 	}
 	if err := h.connect(ctx, netns); err != nil {
 		return nil, fmt.Errorf("plugging it in: %w", err)
@@ -92,7 +91,7 @@ unshare --net="$3" true`
 		return nil, fmt.Errorf("giving it an identity: %w", err)
 	}
 	if o.Install != nil {
-		if err := o.Install(h.disk()); err != nil {
+		if err := o.Install(h.diskRoot()); err != nil {
 			return nil, fmt.Errorf("installing: %w", err)
 		}
 	}
@@ -120,13 +119,7 @@ func (h *Host) identify(ctx context.Context) error {
 	}
 	const key = "/etc/ssh/ssh_host_ed25519_key"
 	return h.w.stage.sh(ctx, `ssh-keygen -q -t ed25519 -N "" -C "root@$1" -f "$2"`, h.name,
-		"/run/world/hosts/"+h.name+"/root"+key)
-}
-
-// disk is the host's root folder as the outside sees it, whether the host runs or not. Mounts that
-// the host makes, /run among them, are not in it.
-func (h *Host) disk() string {
-	return filepath.Join(h.w.stage.root(), "run/world/hosts", h.name, "root")
+		h.inStage()+"/root"+key)
 }
 
 // learn adds lines to the host's /etc/hosts.
@@ -188,7 +181,7 @@ func (h *Host) PowerOff(ctx context.Context) error {
 }
 
 // Kill ends all processes of the host at once. What they wrote to files stays written: the kernel
-// still has it, so this is a crash of everything but the disk, not a power cut.
+// still has it, so this is a crash of everything but the disk; PowerLoss is the other thing.
 func (h *Host) Kill(ctx context.Context) error {
 	b, err := h.running()
 	if err != nil {
@@ -210,20 +203,24 @@ func (b *boot) wait(ctx context.Context) error {
 	}
 }
 
-// WaitUnit waits until a systemd unit is active. A unit which fails ends the wait with an error
-// that shows the last lines of its journal.
+// WaitUnit waits until a systemd unit is active. A unit that fails, or is unknown, ends the wait with
+// an error, which shows the last of its journal.
 func (h *Host) WaitUnit(ctx context.Context, unit string) error {
 	return poll(ctx, 50*time.Millisecond, func() (bool, error) {
-		state, err := h.Exec(ctx, "systemctl", "show", "-P", "ActiveState", unit)
+		shown, err := h.Exec(ctx, "systemctl", "show", "-p", "LoadState", "-p", "ActiveState", unit)
 		if err != nil {
 			return false, fmt.Errorf("waiting for %s on %s: %w", unit, h.name, err)
 		}
-		if string(state) == "failed\n" {
+		state := string(shown)
+		switch {
+		case strings.Contains(state, "LoadState=not-found"):
+			return false, fmt.Errorf("%s knows no unit %s", h.name, unit)
+		case strings.Contains(state, "ActiveState=failed"):
 			log, err := h.Journal(ctx, unit)
 			return false, errors.Join(fmt.Errorf("%s on %s has failed:\n%s", unit, h.name,
 				tail(log, 4<<10)), err)
 		}
-		return string(state) == "active\n", nil
+		return strings.Contains(state, "ActiveState=active"), nil
 	})
 }
 
@@ -235,9 +232,4 @@ func (h *Host) Journal(ctx context.Context, unit string) (string, error) {
 	}
 	log, err := h.Exec(ctx, argv...)
 	return string(log), err
-}
-
-// proc is a path in the machine's /proc.
-func proc(pid int, parts ...string) string {
-	return filepath.Join(append([]string{"/proc", strconv.Itoa(pid)}, parts...)...)
 }

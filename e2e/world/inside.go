@@ -75,7 +75,8 @@ func (h *Host) appendTo(path string, data []byte) error {
 }
 
 func (h *Host) create(path string, how int, data []byte, mode fs.FileMode) error {
-	if err := h.mkdirAll(filepath.Dir(filepath.Clean("/" + path))); err != nil {
+	path = filepath.Clean("/" + path)
+	if err := h.mkdirAll(filepath.Dir(path)); err != nil {
 		return err
 	}
 	f, err := h.openFile(path, unix.O_WRONLY|unix.O_CREAT|how, mode)
@@ -107,7 +108,7 @@ func (h *Host) root() string {
 	if b, err := h.running(); err == nil {
 		return proc(b.pid1, "root")
 	}
-	return h.disk()
+	return h.diskRoot()
 }
 
 // openFile opens a file on the host. Symbolic links mean what they mean there: an absolute one must

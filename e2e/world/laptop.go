@@ -26,7 +26,8 @@ type Laptop struct {
 }
 
 // laptopScript gives the laptop the few files that tell ssh and others who and where they are.
-// OpenSSH takes the home folder from the password database and not from HOME.
+// OpenSSH takes the home folder from the password database and not from HOME. The world's folder is
+// let go, lest a laptop keep the disks of hosts mounted.
 const laptopScript = `
 mount -t tmpfs -o mode=755 tmpfs /home
 mkdir "/home/$2"
@@ -36,6 +37,7 @@ mount --bind "$1/passwd" /etc/passwd
 mount --bind "$1/group" /etc/group
 mount --bind /run/world/hosts.txt /etc/hosts
 if [ -e /etc/resolv.conf ]; then mount --bind /dev/null /etc/resolv.conf; fi
+umount -R -l /run/world
 cd "/home/$2"
 `
 
@@ -177,7 +179,7 @@ func (l *Laptop) Cmd(ctx context.Context, argv ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = []string{
 		"PATH=" + home + "/bin:/usr/local/bin:/usr/bin:/bin", "HOME=" + home, "USER=" + l.name,
-		"LOGNAME=" + l.name, "SHELL=/bin/bash", "LANG=C.UTF-8", "TERM=xterm",
+		"LOGNAME=" + l.name, "SHELL=/bin/bash", "LANG=C.UTF-8", "TERM=dumb",
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(l.group.Fd())}
 	return stoppable(cmd)

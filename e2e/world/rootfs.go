@@ -25,9 +25,9 @@ var Releases = []string{"bullseye", "bookworm", "trixie"}
 // DefaultRelease is what a host runs unless it is told otherwise.
 const DefaultRelease = "bookworm"
 
-// packages are what a small real server has, and what the stories need to see on it. Their list is
-// part of the cache's key. libnss-systemd and dbus-user-session are there because every ordinary
-// Debian installation has them, nscd and libfaketime because stories switch them on.
+// packages are what a small real server has, and what the stories need to see on it. libnss-systemd
+// and dbus-user-session are there because every ordinary Debian installation has them, nscd and
+// libfaketime because stories switch them on.
 var packages = []string{
 	"adduser", "at", "ca-certificates", "cron", "dbus", "dbus-user-session", "iproute2",
 	"iputils-ping", "less", "libfaketime", "libnss-systemd", "libpam-runtime", "libpam-systemd",
@@ -57,7 +57,7 @@ cat >etc/systemd/system/nginx.service <<'UNIT'
 Description=Stand-in for a web server
 
 [Service]
-ExecStart=/usr/bin/sleep infinity
+ExecStart=/bin/sleep infinity
 
 [Install]
 WantedBy=multi-user.target
@@ -87,7 +87,7 @@ func RootFS(ctx context.Context, release string, out io.Writer) (dir string, err
 	if err := makeCacheDir(); err != nil {
 		return "", err
 	}
-	key := sha256.Sum256([]byte(release + "\n" + strings.Join(packages, ",") + "\n" + recipe))
+	key := sha256.Sum256([]byte(release + strings.Join(mmdebstrapFlags(), "\n")))
 	name := release + "-" + hex.EncodeToString(key[:6])
 	dir = filepath.Join(CacheDir(), name)
 	lock, err := flock(ctx, dir+".lock")
@@ -108,29 +108,36 @@ func RootFS(ctx context.Context, release string, out io.Writer) (dir string, err
 
 // debootstrap builds beside dir and renames, so that dir is complete whenever it exists.
 func debootstrap(ctx context.Context, release, dir string, out io.Writer) error {
-	if out == nil {
-		out = io.Discard
+	if out != nil {
+		fmt.Fprintf(out, "building a %s root file system, once, in half a minute\n", release)
 	}
 	temp := dir + ".partial"
 	if err := os.RemoveAll(temp); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "mmdebstrap", "--variant=minbase",
-		"--include="+strings.Join(packages, ","),
+	cmd := exec.CommandContext(ctx, "mmdebstrap", append(mmdebstrapFlags(), release, temp)...)
+	// mmdebstrap unmounts what it mounted in the chroot when it is asked politely.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
+	if _, err := output(cmd); err != nil {
+		return errors.Join(fmt.Errorf("mmdebstrap: %w", err), os.RemoveAll(temp))
+	}
+	return os.Rename(temp, dir)
+}
+
+// mmdebstrapFlags say what is built; they are the cache's key. The hook joins /bin with /usr/bin, as
+// Debian's installer has done since before the releases here, and mmdebstrap alone has not.
+func mmdebstrapFlags() []string {
+	return []string{
+		"--variant=minbase",
+		"--include=" + strings.Join(packages, ","),
+		"--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
 		"--dpkgopt=path-exclude=/usr/share/doc/*",
 		"--dpkgopt=path-exclude=/usr/share/man/*",
 		"--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--dpkgopt=path-exclude=/usr/share/info/*",
-		"--customize-hook="+strings.TrimSpace(recipe),
-		release, temp)
-	cmd.Stdout, cmd.Stderr = out, out
-	// mmdebstrap unmounts what it mounted in the chroot when it is asked politely.
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 10 * time.Second
-	if err := cmd.Run(); err != nil {
-		return errors.Join(fmt.Errorf("mmdebstrap: %w", err), os.RemoveAll(temp))
+		"--customize-hook=" + strings.TrimSpace(recipe),
 	}
-	return os.Rename(temp, dir)
 }
 
 // makeCacheDir makes CacheDir, closed to everyone but root: it holds old setuid programs.
