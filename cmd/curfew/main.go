@@ -1,0 +1,14 @@
+// Command curfew asks for access to hosts, decides about it, uses it and hands it back. All of it
+// is in internal/cli.
+package main
+
+import (
+	"os"
+
+	"github.com/curfew-access/curfew/internal/cli"
+)
+
+// version is set by the linker for released builds.
+var version = "devel"
+
+func main() { os.Exit(cli.Main(cli.OSEnv(version))) }

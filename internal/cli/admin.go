@@ -1,0 +1,444 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/curfew-access/curfew/internal/grant"
+	apiv1 "github.com/curfew-access/curfew/proto/curfew/api/v1"
+)
+
+func (a *app) adminCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "admin",
+		Short: "Manage users, groups, roles, hosts and trust",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.adminUserCmd(), a.adminGroupCmd(), a.adminRoleCmd(), a.adminHostCmd(),
+		a.adminTrustCmd())
+	return cmd
+}
+
+// parent is a command that only holds others.
+func parent(use, short string, children ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: use, Short: short, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(children...)
+	return cmd
+}
+
+type userOptions struct {
+	keys           []string
+	admin, replace bool
+}
+
+func (a *app) adminUserCmd() *cobra.Command {
+	var o userOptions
+	add := &cobra.Command{
+		Use:   "add NAME --key KEY…",
+		Short: "Add a person with SSH public keys",
+		Long: "Add a person. --key is a public key as it stands in a .pub file, or the path of such " +
+			"a file; it may be given several times.\n\n" + jsonHelp(userView{}),
+		Example: "  curfew admin user add alice --key ~/alice.pub\n" +
+			"  curfew admin user add alice --key 'ssh-ed25519 AAAA…'",
+		Args: cobra.ExactArgs(1),
+		RunE: a.verb(func(ctx context.Context, c *client, args []string) error {
+			return a.addUser(ctx, c, args[0], o)
+		}),
+	}
+	add.Flags().StringArrayVarP(&o.keys, "key", "k", nil, "SSH public key, or a file of them")
+	add.Flags().BoolVar(&o.admin, "admin", false, "may manage the directory")
+	add.Flags().BoolVar(&o.replace, "replace", false,
+		"replace the keys and the admin flag of a person who exists")
+	disable := &cobra.Command{
+		Use:               "disable NAME",
+		Short:             "End a person's sign-in, sessions and live access; the uid stays theirs",
+		Long:              "Disable a person.\n\n" + jsonHelp(userView{}),
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.complete(oneOf(userNames)),
+		RunE: a.verb(func(ctx context.Context, c *client, args []string) error {
+			answer, err := call(ctx, c, c.directory.DisableUser,
+				&apiv1.DisableUserRequest{Name: args[0]})
+			if err != nil {
+				return err
+			}
+			return a.did(viewUser(answer.GetUser()), "user %s disabled", args[0])
+		}),
+	}
+	ls := &cobra.Command{
+		Use: "ls", Short: "List people", Args: cobra.NoArgs,
+		Long: "List people.\n\nColumns in a pipe: name, uid, what they are, groups, number of keys." +
+			"\nPrints a JSON array with --json. " + jsonHelp(userView{}),
+		RunE: a.verb(a.listUsers),
+	}
+	return parent("user", "Manage people", add, disable, ls)
+}
+
+func (a *app) addUser(ctx context.Context, c *client, name string, o userOptions) error {
+	if err := grant.CheckUserName(name); err != nil {
+		return usage("%w", err)
+	}
+	if len(o.keys) == 0 {
+		return usage("%s needs an SSH public key to sign in with: --key", name)
+	}
+	var keys []string
+	for _, given := range o.keys {
+		found, err := publicKeys(given)
+		if err != nil {
+			return err
+		}
+		keys = append(keys, found...)
+	}
+	answer, err := call(ctx, c, c.directory.PutUser, &apiv1.PutUserRequest{
+		User:       &apiv1.User{Name: name, Admin: o.admin, SshKeys: keys},
+		CreateOnly: !o.replace,
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.did(viewUser(answer.GetUser()), "user %s has uid %d", name,
+		answer.GetUser().GetUid()); err != nil {
+		return err
+	}
+	a.Hint("they sign in by: curfew login --server %s --user %s --ca-pin %s", c.cfg.Server, name,
+		pinOf(c.cfg.ca))
+	return nil
+}
+
+// publicKeys reads a key from the command line, or all of a file.
+func publicKeys(given string) ([]string, error) {
+	content := given
+	if !strings.Contains(strings.TrimSpace(given), " ") {
+		data, err := readCapped(given, maxKeyFile)
+		if err != nil {
+			return nil, usage("--key: %w", err)
+		}
+		content = string(data)
+	}
+	var keys []string
+	for line := range strings.Lines(content) {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		key, err := grant.CanonicalSSHKey(line)
+		if err != nil {
+			return nil, usage("--key: %w", err).
+				hint("give a public key: the content or the path of a .pub file")
+		}
+		keys = append(keys, key)
+	}
+	if len(keys) == 0 {
+		return nil, usage("--key: there is no key in %q", given)
+	}
+	return keys, nil
+}
+
+// did tells what was done: as JSON, or in words on stderr.
+func (a *app) did(view any, format string, args ...any) error {
+	if a.json {
+		return a.JSON(view)
+	}
+	a.Talk(format, args...)
+	return nil
+}
+
+func (a *app) listUsers(ctx context.Context, c *client, _ []string) error {
+	answer, err := call(ctx, c, c.directory.ListUsers, &apiv1.ListUsersRequest{})
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return jsonList(a.printer, each(answer.GetUsers(), viewUser))
+	}
+	rows := make([][]cell, len(answer.GetUsers()))
+	for i, u := range answer.GetUsers() {
+		what := text("user")
+		switch {
+		case u.GetDisabled():
+			what = styled(dim, "disabled")
+		case u.GetAdmin():
+			what = styled(bold, "admin")
+		}
+		rows[i] = []cell{
+			text(u.GetName()), text(fmt.Sprint(u.GetUid())), what,
+			text(strings.Join(u.GetGroups(), ",")), text(fmt.Sprint(len(u.GetSshKeys()))),
+		}
+	}
+	a.Table([]string{"USER", "UID", "IS", "GROUPS", "KEYS"}, rows)
+	return nil
+}
+
+func (a *app) adminGroupCmd() *cobra.Command {
+	set := &cobra.Command{
+		Use:   "set NAME [MEMBER…]",
+		Short: "Make a group, or replace its members",
+		Long:  "Make a group, or replace its members by those given.\n\n" + jsonHelp(groupView{}),
+		Args:  cobra.MinimumNArgs(1),
+		RunE: a.verb(func(ctx context.Context, c *client, args []string) error {
+			if err := grant.CheckGroupName(args[0]); err != nil {
+				return usage("%w", err)
+			}
+			answer, err := call(ctx, c, c.directory.PutGroup, &apiv1.PutGroupRequest{
+				Group: &apiv1.Group{Name: args[0], Members: args[1:]},
+			})
+			if err != nil {
+				return err
+			}
+			return a.did(viewGroup(answer.GetGroup()), "group %s has %s", args[0],
+				count(len(answer.GetGroup().GetMembers()), "member"))
+		}),
+		ValidArgsFunction: a.complete(groupThenUsers),
+	}
+	rm := &cobra.Command{
+		Use: "rm NAME", Short: "Delete a group", Args: cobra.ExactArgs(1),
+		ValidArgsFunction: a.complete(oneOf(groupNames)),
+		RunE: a.verb(func(ctx context.Context, c *client, args []string) error {
+			_, err := call(ctx, c, c.directory.DeleteGroup,
+				&apiv1.DeleteGroupRequest{Name: args[0]})
+			if err != nil {
+				return err
+			}
+			return a.did(groupView{Name: args[0], Members: []string{}}, "group %s deleted", args[0])
+		}),
+	}
+	ls := &cobra.Command{
+		Use: "ls", Short: "List groups", Args: cobra.NoArgs,
+		Long: "List groups.\n\nColumns in a pipe: name, members.\nPrints a JSON array with --json. " +
+			jsonHelp(groupView{}),
+		RunE: a.verb(func(ctx context.Context, c *client, _ []string) error {
+			answer, err := call(ctx, c, c.directory.ListGroups, &apiv1.ListGroupsRequest{})
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return jsonList(a.printer, each(answer.GetGroups(), viewGroup))
+			}
+			rows := make([][]cell, len(answer.GetGroups()))
+			for i, g := range answer.GetGroups() {
+				rows[i] = []cell{text(g.GetName()), text(strings.Join(g.GetMembers(), ","))}
+			}
+			a.Table([]string{"GROUP", "MEMBERS"}, rows)
+			return nil
+		}),
+	}
+	return parent("group", "Manage groups", set, rm, ls)
+}
+
+func userNames(ctx context.Context, c *client, _ []string) ([]cobra.Completion, error) {
+	answer, err := call(ctx, c, c.directory.ListUsers, &apiv1.ListUsersRequest{})
+	if err != nil {
+		return nil, err
+	}
+	var out []cobra.Completion
+	for _, u := range answer.GetUsers() {
+		if grant.CheckUserName(u.GetName()) == nil {
+			out = append(out, u.GetName())
+		}
+	}
+	return out, nil
+}
+
+func groupNames(ctx context.Context, c *client, _ []string) ([]cobra.Completion, error) {
+	answer, err := call(ctx, c, c.directory.ListGroups, &apiv1.ListGroupsRequest{})
+	if err != nil {
+		return nil, err
+	}
+	var out []cobra.Completion
+	for _, g := range answer.GetGroups() {
+		if grant.CheckGroupName(g.GetName()) == nil {
+			out = append(out, described(g.GetName(), strings.Join(g.GetMembers(), ", ")))
+		}
+	}
+	return out, nil
+}
+
+func groupThenUsers(ctx context.Context, c *client, given []string) ([]cobra.Completion, error) {
+	if len(given) == 0 {
+		return groupNames(ctx, c, given)
+	}
+	return userNames(ctx, c, given)
+}
+
+type joinView struct {
+	Name      string  `json:"name"`
+	Token     string  `json:"token"`
+	ExpiresAt *string `json:"expires_at"`
+	Command   string  `json:"command"`
+}
+
+func (a *app) adminHostCmd() *cobra.Command {
+	var with []string
+	add := &cobra.Command{
+		Use:   "add NAME",
+		Short: "Make a one-time token and print the line that enrols the host",
+		Long: "Make a join token (one use, 30 minutes) and print the one line to run on the host.\n\n" +
+			jsonHelp(joinView{}),
+		Args: cobra.ExactArgs(1),
+		RunE: a.verb(func(ctx context.Context, c *client, args []string) error {
+			return a.addHost(ctx, c, args[0], with)
+		}),
+	}
+	add.Flags().StringArrayVarP(&with, "label", "l", nil, "label KEY=VALUE")
+	rm := &cobra.Command{
+		Use: "rm NAME", Short: "Remove a host: it is served no more", Args: cobra.ExactArgs(1),
+		ValidArgsFunction: a.complete(oneOf(manyHosts)),
+		RunE: a.verb(func(ctx context.Context, c *client, args []string) error {
+			_, err := call(ctx, c, c.directory.RemoveHost, &apiv1.RemoveHostRequest{Name: args[0]})
+			if err != nil {
+				return err
+			}
+			return a.did(map[string]string{"name": args[0]}, "host %s removed", args[0])
+		}),
+	}
+	label := &cobra.Command{
+		Use:               "label NAME [KEY=VALUE…]",
+		Short:             "Replace a host's labels",
+		Long:              "Replace a host's labels by those given.\n\n" + jsonHelp(hostView{}),
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.complete(oneOf(manyHosts)),
+		RunE: a.verb(func(ctx context.Context, c *client, args []string) error {
+			set, err := parseLabels(args[1:])
+			if err != nil {
+				return err
+			}
+			answer, err := call(ctx, c, c.directory.LabelHost,
+				&apiv1.LabelHostRequest{Name: args[0], Labels: set})
+			if err != nil {
+				return err
+			}
+			return a.did(viewHost(answer.GetHost()), "host %s has %s", args[0],
+				count(len(set), "label"))
+		}),
+	}
+	return parent("host", "Manage hosts", add, rm, label)
+}
+
+func (a *app) addHost(ctx context.Context, c *client, name string, with []string) error {
+	if err := grant.CheckHostName(name); err != nil {
+		return usage("%w", err)
+	}
+	set, err := parseLabels(with)
+	if err != nil {
+		return err
+	}
+	answer, err := call(ctx, c, c.directory.CreateJoinToken,
+		&apiv1.CreateJoinTokenRequest{Name: name, Labels: set})
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.JSON(joinView{
+			Name: name, Token: answer.GetToken(), ExpiresAt: moment(answer.GetExpiresMs()),
+			Command: answer.GetCommand(),
+		})
+	}
+	a.Talk("Run this on %s, once, until %s:", name, a.when(answer.GetExpiresMs()).text)
+	a.Line("%s", answer.GetCommand())
+	return nil
+}
+
+func parseLabels(given []string) (map[string]string, error) {
+	set := map[string]string{}
+	for _, one := range given {
+		k, v, ok := strings.Cut(one, "=")
+		if !ok || k == "" {
+			return nil, usage("the label %q is not KEY=VALUE", one)
+		}
+		if _, twice := set[k]; twice {
+			return nil, usage("the label %q is given twice", k)
+		}
+		set[k] = v
+	}
+	return set, nil
+}
+
+type trustView struct {
+	Server   string          `json:"server"`
+	CAPin    string          `json:"ca_pin"`
+	Trust    json.RawMessage `json:"trust"`
+	Unsigned bool            `json:"unsigned"`
+}
+
+func (a *app) adminTrustCmd() *cobra.Command {
+	show := &cobra.Command{
+		Use:   "show",
+		Short: "Show the trust file that hosts obey, and the CA's pin",
+		Long: "Show the trust file that hosts obey, and the CA's pin that people sign in with.\n\n" +
+			jsonHelp(trustView{}),
+		Args: cobra.NoArgs,
+		RunE: a.verb(a.showTrust),
+	}
+	return parent("trust", "See what hosts obey", show)
+}
+
+func (a *app) showTrust(ctx context.Context, c *client, _ []string) error {
+	answer, err := call(ctx, c, c.directory.GetTrust, &apiv1.GetTrustRequest{})
+	if err != nil {
+		return err
+	}
+	trust, err := grant.OpenTrust(answer.GetEnvelope(), nil)
+	if err != nil {
+		return fail(exitFailed, "the trust file of the control plane is not in order: %w", err)
+	}
+	if a.json {
+		data, err := json.Marshal(trust)
+		if err != nil {
+			return fmt.Errorf("encoding the trust file: %w", err)
+		}
+		return a.JSON(trustView{
+			Server: c.cfg.Server, CAPin: pinOf(c.cfg.ca), Trust: data,
+			Unsigned: len(answer.GetUnsigned()) > 0,
+		})
+	}
+	a.Fields(trustFields(c.cfg, trust))
+	if len(answer.GetUnsigned()) > 0 {
+		a.Warn("a newer trust file waits for root signatures; until then hosts obey this one")
+		a.Hint("where the root key is: curfew-controlplane trust sign --root-key FILE")
+	}
+	return nil
+}
+
+func trustFields(cfg *config, trust *grant.Trust) []field {
+	fields := []field{
+		{"Organisation", text(trust.Organisation)},
+		{"Server", text(cfg.Server)},
+		{"CA pin", text(pinOf(cfg.ca))},
+		{"Version", text(fmt.Sprintf("%d, epoch %d", trust.Version, trust.Epoch))},
+		{"Root keys", text(fmt.Sprintf("%d, of which %d sign a change", len(trust.RootKeys),
+			trust.RootThreshold))},
+	}
+	for _, k := range trust.IssuerKeys {
+		id, err := k.MarshalText()
+		if err == nil {
+			fields = append(fields, field{"Issuer", text(string(id))})
+		}
+	}
+	for _, p := range trust.Approvers {
+		keys := make([]string, len(p.SSHKeys))
+		for i, k := range p.SSHKeys {
+			keys[i] = keyText(k)
+		}
+		fields = append(fields, field{"Approver", text(fmt.Sprintf("%s of %s: %s", p.Name,
+			joined(p.Groups), joined(keys)))})
+	}
+	for _, q := range trust.Quorums {
+		fields = append(fields, field{"Quorum", text(fmt.Sprintf("role %s needs %d from %s", q.Role,
+			q.Approvals, q.Group))})
+	}
+	return fields
+}
+
+func readFileOrStdin(a *app, path string) ([]byte, error) {
+	if path != "-" {
+		return readCapped(path, maxConfigSize)
+	}
+	return readCappedFrom(a.env.Stdin, "standard input", maxConfigSize)
+}

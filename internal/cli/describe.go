@@ -1,0 +1,240 @@
+package cli
+
+import (
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/curfew-access/curfew/internal/grant"
+	apiv1 "github.com/curfew-access/curfew/proto/curfew/api/v1"
+	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
+)
+
+const rootLoud = "ROOT-EQUIVALENT: whoever holds this can become root and stay it"
+
+// describeTerms says in words what terms open: everything in it is decoded from the bytes that are
+// signed, but for the reason, whose hash stands in them and was checked.
+func (a *app) describeTerms(r *apiv1.Request, t *curfewv1.Terms) []field {
+	fields := []field{
+		{"Request", text(fmt.Sprintf("%s, revision %d, at %s", t.GetRequestId(), t.GetRevision(),
+			t.GetOrganisation()))},
+		{"Who", styled(bold, whoText(t))},
+	}
+	for _, h := range t.GetHosts() {
+		fields = append(fields, field{"Host", text(fmt.Sprintf("%s (%s…)", h.GetName(),
+			hex.EncodeToString(h.GetId())[:12]))})
+	}
+	fields = append(fields, field{"Role", text(t.GetRole())})
+	if t.GetRootEquivalent() {
+		fields = append(fields, field{"", styled(alarm, rootLoud)})
+	}
+	fields = append(fields, opens(t)...)
+	end := "ends at the latest"
+	fields = append(fields,
+		field{"For", styled(bold, exactDuration(grant.Duration(t))+" from the host's confirmation")},
+		field{"Starts", text("at the latest " + a.when(t.GetStartLatestMs()).text)},
+		field{"Hard end", text(end + " " + a.when(t.GetHardEndMs()).text)},
+	)
+	if len(t.GetFollows()) > 0 {
+		fields = append(fields, field{"Extends", text(a.followed(r, t))})
+	}
+	digest := grant.TermsDigest(r.GetTerms())
+	return append(fields,
+		field{"Approvals", text(fmt.Sprintf("%d from %s", t.GetApprovalsNeeded(),
+			t.GetApproverGroup()))},
+		field{"Reason", styled(bold, r.GetReason())},
+		field{"Terms", text("SHA-256 " + hex.EncodeToString(digest[:]))},
+	)
+}
+
+func whoText(t *curfewv1.Terms) string {
+	if t.GetRequester() == t.GetLogin() {
+		return fmt.Sprintf("%s (uid %d)", t.GetRequester(), t.GetUid())
+	}
+	return fmt.Sprintf("%s, as login %s (uid %d)", t.GetRequester(), t.GetLogin(), t.GetUid())
+}
+
+// followed says what an extension extends. The total replaces the old time and counts from the
+// old start.
+func (a *app) followed(r *apiv1.Request, t *curfewv1.Terms) string {
+	words := "the running access of this request (terms " + hex.EncodeToString(t.GetFollows())[:12] +
+		"…); the time above is the new total from its start"
+	for _, g := range r.GetGrants() {
+		if g.GetEndedMs() == 0 && g.GetEndMs() != 0 && g.GetRevision() < t.GetRevision() {
+			return words + "; now it ends " + a.when(g.GetEndMs()).text
+		}
+	}
+	return words
+}
+
+// opens lists what terms give, one line each.
+func opens(t *curfewv1.Terms) []field {
+	var fields []field
+	if t.GetAllowLogin() {
+		fields = append(fields, field{"Opens", text("login by ssh")})
+		for _, k := range t.GetAuthorizedKeys() {
+			fields = append(fields, field{"Key", text(keyText(k))})
+		}
+	} else {
+		fields = append(fields, field{"Opens", text("no login; for somebody who is already there")})
+	}
+	for _, rule := range t.GetSudoRules() {
+		look := plain
+		if grant.RuleRootEquivalent(rule) {
+			look = alarm
+		}
+		fields = append(fields, field{"Sudo", styled(look, ruleText(rule))})
+	}
+	if len(t.GetGroups()) > 0 {
+		fields = append(fields, field{"Groups", text(strings.Join(t.GetGroups(), ", "))})
+	}
+	return fields
+}
+
+// ruleText says a sudo rule in words.
+func ruleText(r *curfewv1.SudoRule) string {
+	command := r.GetCommand()
+	for _, arg := range r.GetArgs() {
+		command += " " + arg
+	}
+	var words string
+	switch {
+	case r.GetAll():
+		return "ANY command as any user: all of root"
+	case r.GetAnyArgs():
+		words = fmt.Sprintf("%s with any arguments, as %s", command, r.GetRunAs())
+	case len(r.GetArgs()) == 0:
+		words = fmt.Sprintf("%s without arguments, as %s", command, r.GetRunAs())
+	default:
+		words = fmt.Sprintf("exactly %s, as %s", command, r.GetRunAs())
+	}
+	if grant.RuleRootEquivalent(r) {
+		words += " (root-equivalent: not declared contained)"
+	}
+	return words
+}
+
+func keyText(line string) string {
+	key, err := grant.ParseSSHKey(line)
+	if err != nil {
+		return line
+	}
+	return key.Type() + " " + ssh.FingerprintSHA256(key)
+}
+
+// describeRequest is `show`: everything that became of a request.
+func (a *app) describeRequest(r *apiv1.Request) []field {
+	state := styled(stateStyle(r.GetState()), stateWord(r.GetState()))
+	if r.GetExtensionPending() {
+		state.text += ", extension pending"
+	}
+	if r.GetState() == apiv1.RequestState_REQUEST_STATE_ENDED {
+		state.text += ": " + endText(r)
+	}
+	fields := []field{
+		{"Request", text(r.GetId() + ", revision " + strconv.Itoa(int(r.GetRevision())))},
+		{"State", state},
+		{"Who", text(r.GetRequester())},
+		{"Hosts", text(joined(r.GetHosts()))},
+		{"Role", text(r.GetRole())},
+		{"For", text(exactDuration(dur(r.GetDurationMs())))},
+		{"Reason", text(r.GetReason())},
+		{"Asked", a.when(r.GetCreatedMs())},
+	}
+	if r.GetState() == apiv1.RequestState_REQUEST_STATE_PENDING {
+		fields = append(fields, field{"Lapses", a.when(r.GetLapsesMs())},
+			field{"Needs", text(needs(r))})
+	} else if r.GetVerdict() != "" {
+		fields = append(fields, field{"Verdict", text(r.GetVerdict())})
+	}
+	fields = append(fields, a.termsOf(r)...)
+	for _, d := range r.GetDecisions() {
+		fields = append(fields, a.decision(d))
+	}
+	for _, g := range r.GetGrants() {
+		fields = append(fields, field{"Grant", a.grantText(g)})
+	}
+	for _, s := range r.GetSessions() {
+		fields = append(fields, field{"Session", a.sessionText(s)})
+	}
+	return fields
+}
+
+func (a *app) termsOf(r *apiv1.Request) []field {
+	t, err := checkedTerms(r)
+	if err != nil {
+		return []field{{"Terms", styled(alarm, err.Error())}}
+	}
+	var fields []field
+	if t.GetRootEquivalent() {
+		fields = append(fields, field{"", styled(alarm, rootLoud)})
+	}
+	return append(fields, opens(t)...)
+}
+
+func (a *app) decision(d *apiv1.Decision) field {
+	words, label := d.GetApprover()+" "+a.when(d.GetAtMs()).text, "Approved"
+	if !d.GetApproved() {
+		label = "Denied"
+		words += ": " + d.GetReason()
+	}
+	if d.GetRevision() > 1 {
+		words += fmt.Sprintf(", revision %d", d.GetRevision())
+	}
+	return field{label, text(words)}
+}
+
+func (a *app) grantText(g *apiv1.HostGrant) cell {
+	id := hex.EncodeToString(g.GetGrantId())
+	words := fmt.Sprintf("%s %s", g.GetHostName(), id[:min(12, len(id))])
+	look := plain
+	switch g.GetStatus() {
+	case curfewv1.GrantStatus_GRANT_STATUS_APPLIED:
+		words += " applied " + a.clock(ms(g.GetStartMs()))
+	case curfewv1.GrantStatus_GRANT_STATUS_FAILED, curfewv1.GrantStatus_GRANT_STATUS_REJECTED:
+		look = red
+		words += " " + statusWord(g.GetStatus()) + ": " + g.GetDetail()
+	default:
+		words += " not confirmed yet"
+	}
+	switch {
+	case g.GetEndedMs() != 0:
+		words += fmt.Sprintf("; %s %s", causeWord(g.GetEndCause()), a.when(g.GetEndedMs()).text)
+		if g.GetEndedBy() != "" {
+			words += " by " + g.GetEndedBy()
+		}
+	case g.GetEndMs() != 0:
+		words += "; ends " + a.when(g.GetEndMs()).text
+	}
+	return styled(look, words)
+}
+
+func (a *app) sessionText(s *curfewv1.Session) cell {
+	words := fmt.Sprintf("%s by %s, pid %d", s.GetLogin(), s.GetService(), s.GetPid())
+	if s.GetTty() != "" {
+		words += " on " + s.GetTty()
+	}
+	if s.GetRemoteHost() != "" {
+		words += " from " + s.GetRemoteHost()
+	}
+	words += " since " + a.when(s.GetSinceMs()).text
+	if len(s.GetCommands()) > 0 {
+		words += ", runs " + strings.Join(s.GetCommands(), ", ")
+	}
+	return text(words)
+}
+
+func stateStyle(s apiv1.RequestState) style {
+	switch s {
+	case apiv1.RequestState_REQUEST_STATE_PENDING, apiv1.RequestState_REQUEST_STATE_APPROVED:
+		return yellow
+	case apiv1.RequestState_REQUEST_STATE_GRANTED:
+		return green
+	case apiv1.RequestState_REQUEST_STATE_DENIED:
+		return red
+	}
+	return dim
+}
