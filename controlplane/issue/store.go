@@ -79,9 +79,11 @@ type Store interface {
 	ApprovedRequest(ctx context.Context, requestID string) (Approved, error)
 
 	// PutGrants does, in ONE transaction, if and only if the request's newest revision is still this
-	// one and approved (ErrNotApproved; ErrIssued when its grants exist): insert the grants, end
-	// what they extend with END_CAUSE_EXTENDED, move the request to granted, append the record.
-	// ErrTooManyLive when a host would exceed grant.MaxLive.
+	// one and approved (ErrNotApproved; ErrIssued when its grants exist): insert the grants, move
+	// the request to granted, append the record. What a grant extends is NOT ended here: both are
+	// live until the host says that it swapped them (its grant.ended event, END_CAUSE_EXTENDED), so
+	// that a host which refuses the extension keeps the window that it had. Revoking or handing back
+	// a request ends all of its grants. ErrTooManyLive when a host would exceed grant.MaxLive.
 	PutGrants(ctx context.Context, requestID string, revision uint32, grants []SealedGrant,
 		record trail.Record) error
 
