@@ -55,7 +55,7 @@ func (t Token) String() string {
 // ParseToken reads a token; only the exact text form is accepted.
 func ParseToken(s string) (Token, error) {
 	bad := errors.New("not a join token: it has the form cft1.SECRET.PIN; " +
-		"make one with \"curfew admin host token\"")
+		"an admin makes one")
 	if len(s) > maxToken || !strings.HasPrefix(s, tokenPrefix) {
 		return Token{}, bad
 	}
