@@ -89,7 +89,7 @@ func (h *Host) start(ctx context.Context, ahead time.Duration) error {
 
 // nspawn is the command that is the host.
 func (h *Host) nspawn(ahead time.Duration) *exec.Cmd {
-	argv := h.w.stage.enter()
+	argv := unaudited(h.w.stage.enter())
 	if ahead != 0 {
 		seconds := strconv.FormatInt(int64(ahead/time.Second), 10)
 		argv = append(argv, "unshare", "-T", "--boottime", seconds)
@@ -116,9 +116,6 @@ func (h *Host) supervise(b *boot, cmd *exec.Cmd) {
 	h.mu.Lock()
 	if h.boot == b {
 		h.boot = nil
-	}
-	if b.execs != nil {
-		b.execs.Close()
 	}
 	h.mu.Unlock()
 	close(b.ended)
@@ -185,13 +182,13 @@ func (h *Host) open(b *boot) error {
 	if err := os.MkdirAll(execs, 0o755); err != nil {
 		return err
 	}
-	f, err := os.Open(execs)
+	fd, err := h.w.openGroup(execs)
 	if err != nil {
 		return err
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	b.execs, h.boot = f, b
+	b.execs, h.boot = fd, b
 	return nil
 }
 

@@ -44,7 +44,7 @@ type Host struct {
 // boot is one life of a host, from power on to power off.
 type boot struct {
 	pid1  int           // seen from outside
-	execs *os.File      // cgroup for what Exec starts
+	execs int           // descriptor of the cgroup for what Cmd starts
 	ended chan struct{} // closed when nothing of it runs any more
 	err   error         // nspawn's, valid after ended
 }
@@ -203,8 +203,8 @@ func (b *boot) wait(ctx context.Context) error {
 	}
 }
 
-// WaitUnit waits until a systemd unit is active. A unit that fails, or is unknown, ends the wait with
-// an error, which shows the last of its journal.
+// WaitUnit waits until a systemd unit is active. A unit that fails, or is unknown, ends the wait
+// with an error, which shows the last of its journal.
 func (h *Host) WaitUnit(ctx context.Context, unit string) error {
 	return poll(ctx, 50*time.Millisecond, func() (bool, error) {
 		shown, err := h.Exec(ctx, "systemctl", "show", "-p", "LoadState", "-p", "ActiveState", unit)

@@ -27,10 +27,10 @@ func (h *Host) Cmd(ctx context.Context, argv ...string) *exec.Cmd {
 	if err != nil {
 		return &exec.Cmd{Err: err}
 	}
-	line := append([]string{"nsenter", "-t", strconv.Itoa(b.pid1), "-a", "--"}, argv...)
+	line := unaudited(append([]string{"nsenter", "-t", strconv.Itoa(b.pid1), "-a", "--"}, argv...))
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = rootEnv
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(b.execs.Fd())}
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: b.execs}
 	return stoppable(cmd)
 }
 

@@ -22,7 +22,7 @@ type Laptop struct {
 	plug
 	uid    int
 	anchor *anchor
-	group  *os.File // cgroup of what runs here
+	group  int // descriptor of the cgroup of what runs here
 }
 
 // laptopScript gives the laptop the few files that tell ssh and others who and where they are.
@@ -69,13 +69,13 @@ func (w *World) addLaptop(ctx context.Context, name string) (*Laptop, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l.group, err = os.Open(string(group)); err != nil {
+	if l.group, err = w.openGroup(string(group)); err != nil {
 		return nil, err
 	}
 	l.anchor, err = drop(ctx, group, w.stage.enter("unshare", "-m", "-n"), laptopScript,
 		"/run/world/laptops/"+name, name)
 	if err != nil {
-		return nil, errors.Join(err, l.group.Close())
+		return nil, err
 	}
 	w.mu.Lock()
 	w.laptops = append(w.laptops, l)
@@ -181,13 +181,15 @@ func (l *Laptop) Cmd(ctx context.Context, argv ...string) *exec.Cmd {
 		"PATH=" + home + "/bin:/usr/local/bin:/usr/bin:/bin", "HOME=" + home, "USER=" + l.name,
 		"LOGNAME=" + l.name, "SHELL=/bin/bash", "LANG=C.UTF-8", "TERM=dumb",
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(l.group.Fd())}
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: l.group}
 	return stoppable(cmd)
 }
 
 // Run runs a program by Cmd to its end. A program that could not be run, or that ctx ended, is an
 // error; one that ends with a status other than 0 is not.
-func (l *Laptop) Run(ctx context.Context, argv ...string) (stdout, stderr string, exit int, err error) {
+func (l *Laptop) Run(
+	ctx context.Context, argv ...string,
+) (stdout, stderr string, exit int, err error) {
 	var out, complaint bytes.Buffer
 	cmd := l.Cmd(ctx, argv...)
 	cmd.Stdout, cmd.Stderr = &out, &complaint

@@ -27,12 +27,13 @@ const DefaultRelease = "bookworm"
 
 // packages are what a small real server has, and what the stories need to see on it. libnss-systemd
 // and dbus-user-session are there because every ordinary Debian installation has them, nscd and
-// libfaketime because stories switch them on.
+// libfaketime because stories switch them on, usrmerge because Debian's installer has long made
+// /bin and /usr/bin one, which bullseye's packages alone do not.
 var packages = []string{
 	"adduser", "at", "ca-certificates", "cron", "dbus", "dbus-user-session", "iproute2",
 	"iputils-ping", "less", "libfaketime", "libnss-systemd", "libpam-runtime", "libpam-systemd",
 	"login", "netcat-openbsd", "nscd", "openssh-client", "openssh-server", "passwd", "procps",
-	"psmisc", "sudo", "systemd", "systemd-sysv", "tmux", "util-linux",
+	"psmisc", "sudo", "systemd", "systemd-sysv", "tmux", "usrmerge", "util-linux",
 }
 
 // recipe turns a fresh installation into one that many hosts can start from. Identity (machine id,
@@ -125,13 +126,11 @@ func debootstrap(ctx context.Context, release, dir string, out io.Writer) error 
 	return os.Rename(temp, dir)
 }
 
-// mmdebstrapFlags say what is built; they are the cache's key. The hook joins /bin with /usr/bin, as
-// Debian's installer has done since before the releases here, and mmdebstrap alone has not.
+// mmdebstrapFlags say what is built; they are the cache's key.
 func mmdebstrapFlags() []string {
 	return []string{
 		"--variant=minbase",
 		"--include=" + strings.Join(packages, ","),
-		"--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
 		"--dpkgopt=path-exclude=/usr/share/doc/*",
 		"--dpkgopt=path-exclude=/usr/share/man/*",
 		"--dpkgopt=path-exclude=/usr/share/locale/*",

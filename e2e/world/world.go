@@ -44,6 +44,7 @@ type World struct {
 	names   map[string]netip.Addr
 	hosts   []*Host
 	laptops []*Laptop
+	groups  []*os.File // cgroups of hosts and laptops; open till the end, since Cmds refer to them
 	closed  bool
 }
 
@@ -147,12 +148,28 @@ func (w *World) Close() error {
 	}
 	for _, l := range laptops {
 		l.anchor.cmd.Wait()
-		l.group.Close()
 	}
+	w.mu.Lock()
+	for _, g := range w.groups {
+		g.Close()
+	}
+	w.mu.Unlock()
 	if err == nil {
 		err = forget(w.prefix)
 	}
 	return errors.Join(err, w.lock.Close())
+}
+
+// openGroup opens a cgroup's folder, for starting commands in it, until the world's end.
+func (w *World) openGroup(path string) (fd int, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.groups = append(w.groups, f)
+	return int(f.Fd()), nil
 }
 
 // plug is one end of a cable: an address on the world's network and the switch's port for it.
