@@ -1,0 +1,75 @@
+/* Reading the account snapshot (proto/PROTOCOL.md, section 6). One struct snap lives for one call
+ * of the module: nothing is kept between calls, nothing is allocated, nothing is mapped (a file
+ * that is truncated under a mapping is SIGBUS in every process of the host). */
+#ifndef CURFEW_SNAPSHOT_H
+#define CURFEW_SNAPSHOT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifndef CURFEW_NSS_DB
+#define CURFEW_NSS_DB "/run/curfew/nss.db"
+#endif
+
+#define SNAP_SIZE_MAX (16u << 20)
+#define SNAP_NAME_MAX 64
+#define SNAP_WINDOW 1024
+
+enum snap_result {
+	SNAP_OK,
+	SNAP_MISSING, /* no file, or no such record */
+	SNAP_BAD,     /* the file fails a check; errno says more */
+	SNAP_SMALL,   /* the caller's buffer */
+};
+
+enum snap_kind { SNAP_PASSWD, SNAP_GROUP };
+
+struct snap {
+	int fd;
+	uint32_t size;
+	uint32_t n[2], by_name[2], by_id[2]; /* by enum snap_kind */
+
+	/* What was read last, so that neighbours need no further system call. */
+	uint32_t at, len;
+	unsigned char window[SNAP_WINDOW];
+};
+
+/* One record whose lengths have been checked against the file and against each other. */
+struct snap_record {
+	uint32_t offset, length;
+	uint32_t id, gid;
+	bool expired;
+	uint16_t name, gecos, home, shell; /* lengths */
+	uint16_t count;                    /* of gids or of members */
+	uint32_t names_at;                 /* offset of the first string */
+};
+
+enum snap_result snap_open(struct snap *s);
+void snap_close(struct snap *s);
+
+enum snap_result snap_by_name(struct snap *s, enum snap_kind kind, const char *name,
+			      struct snap_record *r);
+enum snap_result snap_by_id(struct snap *s, enum snap_kind kind, uint32_t id,
+			    struct snap_record *r);
+
+/* The record with the smallest id that is at least `from`: enumeration by id survives a
+ * replacement of the file between two calls without a skip or a repeat. */
+enum snap_result snap_next(struct snap *s, enum snap_kind kind, uint64_t from,
+			   struct snap_record *r);
+
+/* The record at position i in order of ids, 0 to n - 1. */
+enum snap_result snap_nth(struct snap *s, enum snap_kind kind, uint32_t i, struct snap_record *r);
+
+/* Where the next member of a group record stands; *at, first the end of the group's name, moves
+ * past it. */
+enum snap_result snap_member(struct snap *s, const struct snap_record *r, uint32_t *at,
+			     uint32_t *name, uint16_t *len);
+
+/* Copies len bytes at offset; SNAP_BAD when the file does not hold them. */
+enum snap_result snap_copy(struct snap *s, uint32_t offset, uint32_t len, void *to);
+
+/* Copies a string and its NUL; SNAP_BAD too when it holds what is syntax in passwd or group. */
+enum snap_result snap_string(struct snap *s, uint32_t offset, uint32_t len, char *to);
+
+#endif
