@@ -239,3 +239,17 @@ func say(spec UserSpec) string {
 	text := fmt.Sprintf("%s (rule of %s)", strings.Join(commands, ", "), strings.Join(users, ", "))
 	return text[:min(len(text), 300)]
 }
+
+// Holds tells whether the policy has every rule of a drop-in.
+func (p Policy) Holds(d Dropin) bool {
+	have := make(map[string]bool, len(p.Specs))
+	for _, spec := range p.Specs {
+		have[canonical(spec)] = true
+	}
+	for _, spec := range Meaning(d).Specs {
+		if !have[canonical(spec)] {
+			return false
+		}
+	}
+	return true
+}
