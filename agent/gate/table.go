@@ -1,0 +1,69 @@
+package gate
+
+import (
+	"time"
+
+	"github.com/curfew-access/curfew/agent/enforce/account"
+	"github.com/curfew-access/curfew/internal/grant"
+)
+
+// Person is how Curfew treats one login.
+type Person struct {
+	Class account.Class
+	Login string
+	UID   uint32
+}
+
+// Table is everything that an answer depends on, but the caller. It is a snapshot: whoever publishes
+// one must not change it any more.
+type Table struct {
+	// Mode: in observe the gate records what it would deny and denies nobody.
+	Mode account.Mode
+	// People are the principals of the gate table in force: account.Rules.Principals.
+	People []account.Principal
+	// Live are the grants that are applied: their files are in place.
+	Live []grant.Live
+	// MayOpen says why nothing new may open at the moment (lease over, clock suspect), or is nil.
+	MayOpen error
+
+	// Filled by Publish.
+	byName map[string]Person
+	byUID  map[uint32]Person
+	grants map[string][]grant.Live
+}
+
+// index fills the maps. A uid or a name that stands in two classes keeps none of them: it is
+// answered as what needs a grant everywhere.
+func (t *Table) index() {
+	t.byName = make(map[string]Person, len(t.People))
+	t.byUID = make(map[uint32]Person, len(t.People))
+	t.grants = make(map[string][]grant.Live)
+	for _, p := range t.People {
+		person := Person{Class: p.Class, Login: p.Name, UID: p.UID}
+		t.byName[p.Name] = person
+		if _, taken := t.byUID[p.UID]; !taken {
+			t.byUID[p.UID] = person
+		}
+	}
+	for _, g := range t.Live {
+		login := g.Terms.GetLogin()
+		t.grants[login] = append(t.grants[login], g)
+	}
+}
+
+// of returns the grants of a login that are open at now: the table may be older than a deadline, and
+// the agent may just have woken from SIGSTOP or suspend.
+func (t *Table) of(login string, now grant.Clock) []grant.Live {
+	var open []grant.Live
+	for _, g := range t.grants[login] {
+		if now.Wall.Before(g.End) && now.Boot < g.BootDeadline {
+			open = append(open, g)
+		}
+	}
+	return open
+}
+
+// left is how long a grant still lasts, on whichever clock ends it first.
+func left(g grant.Live, now grant.Clock) time.Duration {
+	return min(g.End.Sub(now.Wall), g.BootDeadline-now.Boot)
+}
