@@ -30,8 +30,8 @@ import (
 	"github.com/curfew-access/curfew/internal/join"
 )
 
-// Lives of certificates. A host renews from two thirds of its certificate's life on; one that was off
-// for longer may still renew, and nothing else, for LateRenewal.
+// Lives of certificates. A host renews from two thirds of its certificate's life on; one that was
+// off for longer may still renew, and nothing else, for LateRenewal.
 const (
 	CALife      = 20 * 365 * 24 * time.Hour
 	ServerLife  = 7 * 24 * time.Hour
@@ -58,8 +58,8 @@ type Authority struct {
 	server *tls.Certificate
 }
 
-// CreateAuthority makes a CA and writes its key (0600) and certificate into dir, durably. It refuses
-// to touch files that exist: hosts have pinned that CA.
+// CreateAuthority makes a CA and writes its key (0600) and certificate into dir, durably. It
+// refuses to touch files that exist: hosts have pinned that CA.
 func CreateAuthority(dir, organisation string, now time.Time) (*Authority, error) {
 	if err := grant.CheckOrganisation(organisation); err != nil {
 		return nil, fmt.Errorf("creating the CA: %w", err)
@@ -163,8 +163,8 @@ func (a *Authority) ServerTLS(now func() time.Time, names ...string) (*tls.Confi
 	}, nil
 }
 
-// serverCertificate returns the present server certificate and makes a new one, with a new key, when
-// two thirds of its life are over or the clock was set back before it.
+// serverCertificate returns the present server certificate and makes a new one, with a new key,
+// when two thirds of its life are over or the clock was set back before it.
 func (a *Authority) serverCertificate(now time.Time, names []string) (*tls.Certificate, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -240,9 +240,9 @@ func (a *Authority) sign(template *x509.Certificate, pub any) (*x509.Certificate
 // ErrNotHost means that a connection does not show a host certificate of this CA.
 var ErrNotHost = errors.New("no valid host certificate")
 
-// HostOf returns the host that the call's client certificate names, verified against this CA at now.
-// The connection has proved possession of the link key. Whether the host is served is the Store's to
-// say. ErrNotHost for people, strangers and ended certificates.
+// HostOf returns the host that the call's client certificate names, verified against this CA at
+// now. The connection has proved possession of the link key. Whether the host is served is the
+// Store's to say. ErrNotHost for people, strangers and ended certificates.
 func (a *Authority) HostOf(ctx context.Context, now time.Time) (grant.HostID, error) {
 	_, id, err := a.hostCertificate(ctx, now)
 	return id, err

@@ -25,8 +25,8 @@ const (
 	maxVersion  = 64
 )
 
-// CheckLabels accepts at most 32 labels whose keys and values are 1 to 63 of a-z, A-Z, 0-9, '.', '_',
-// '-' and '/', values possibly empty.
+// CheckLabels accepts at most 32 labels whose keys and values are 1 to 63 of a-z, A-Z, 0-9, '.',
+// '_', '-' and '/', values possibly empty.
 func CheckLabels(labels map[string]string) error {
 	if len(labels) > maxLabels {
 		return fmt.Errorf("%d labels; at most %d", len(labels), maxLabels)
@@ -101,8 +101,8 @@ func checkVersion(s string) error {
 	return nil
 }
 
-// parseCSR returns the link key that a certificate request is for. Everything else in it is ignored:
-// names come from the enrolment, never from the request.
+// parseCSR returns the link key that a certificate request is for. Everything else in it is
+// ignored: names come from the enrolment, never from the request.
 func parseCSR(der []byte) (*x509.CertificateRequest, error) {
 	if len(der) > maxCSR {
 		return nil, fmt.Errorf("certificate request of %d bytes; at most %d", len(der), maxCSR)

@@ -1,8 +1,10 @@
-// Package enrol makes machines hosts: join tokens, the CA, the hosts' certificates and their renewal.
+// Package enrol makes machines hosts: join tokens, the CA, the hosts' certificates and their
+// renewal.
 //
 // It may not decide what anybody may do on a host, and a certificate opens nothing by itself: it
-// names a host, and the Store says whether that host is served. Data comes from an admin (tokens) and
-// from machines (Enrol, Renew over gRPC), and goes to the Store and, as certificates, back to them.
+// names a host, and the Store says whether that host is served. Data comes from an admin (tokens)
+// and from machines (Enrol, Renew over gRPC), and goes to the Store and, as certificates, back to
+// them.
 package enrol
 
 import (
@@ -76,9 +78,9 @@ func New(c Config) (*Service, error) {
 // Register adds the Enrolment service to a gRPC server.
 func (s *Service) Register(r grpc.ServiceRegistrar) { apiv1.RegisterEnrolmentServer(r, s) }
 
-// CreateToken makes a join token on behalf of the admin by. name is the host's name to be, or empty;
-// labels are what the admin says of the host. The token is shown once: only its hash is stored.
-// Bad input is a reason.Error.
+// CreateToken makes a join token on behalf of the admin by. name is the host's name to be, or
+// empty; labels are what the admin says of the host. The token is shown once: only its hash is
+// stored. Bad input is a reason.Error.
 func (s *Service) CreateToken(
 	ctx context.Context, by, name string, labels map[string]string,
 ) (token string, expires time.Time, err error) {

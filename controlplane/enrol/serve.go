@@ -110,7 +110,8 @@ func (s *Service) candidate(
 	if err != nil {
 		return Host{}, nil, err
 	}
-	if err := errors.Join(CheckLabels(req.GetLabels()), checkVersion(req.GetAgentVersion())); err != nil {
+	err = errors.Join(CheckLabels(req.GetLabels()), checkVersion(req.GetAgentVersion()))
+	if err != nil {
 		return Host{}, nil, err
 	}
 	return Host{
@@ -173,7 +174,7 @@ func enrolReason(err error, h Host) error {
 		return reason.Conflict("a host named %s exists", h.Name).
 			WithHint("remove that host first, or choose another name")
 	case errors.Is(err, ErrKeyKnown):
-		return reason.Conflict("this root key was enrolled before: a cloned image, or a second join").
+		return reason.Conflict("this root key was enrolled before: a cloned image or a second join").
 			WithHint("make fresh keys on the machine: curfew-agent join does when none exist")
 	}
 	return err
@@ -252,8 +253,8 @@ func (s *Service) renewingHost(
 	return id, cert, nil
 }
 
-// refuse turns an error into what may cross the wire: a reason, or "internal error" with the rest in
-// the log alone.
+// refuse turns an error into what may cross the wire: a reason, or "internal error" with the rest
+// in the log alone.
 func (s *Service) refuse(what string, err error) error {
 	r, ok := reason.Of(err)
 	if !ok {

@@ -1,9 +1,9 @@
 // Package issue turns approved requests into sealed grants and says to each host which grants are
-// live. It is the only holder of the grant key. It decides nothing: what it seals was approved over
-// the exact bytes of the terms, and every host checks those approvals again.
+// live. It is the only holder of the grant key. It decides nothing: what it seals was approved
+// over the exact bytes of the terms, and every host checks those approvals again.
 //
-// Data comes from the request's accepted revision (Store), and goes to the Store as sealed grants and
-// to package stream as sealed host states.
+// Data comes from the request's accepted revision (Store), and goes to the Store as sealed grants
+// and to package stream as sealed host states.
 package issue
 
 import (
@@ -68,10 +68,10 @@ func (i *Issuer) PublicKey() ed25519.PublicKey {
 	return ed25519.PublicKey(append([]byte(nil), i.key[ed25519.SeedSize:]...))
 }
 
-// Issue turns a request whose newest revision is approved into one sealed grant per host, stores them
-// in one transaction and returns the hosts, so that the caller can tell the Hub. It is idempotent:
-// grants that exist already are left as they are and their hosts are returned again. ErrNotApproved
-// when the revision is not, or no longer, approved.
+// Issue turns a request whose newest revision is approved into one sealed grant per host, stores
+// them in one transaction and returns the hosts, so that the caller can tell the Hub. It is
+// idempotent: grants that exist already are left as they are and their hosts are returned again.
+// ErrNotApproved when the revision is not, or no longer, approved.
 func (i *Issuer) Issue(ctx context.Context, requestID string) ([]grant.HostID, error) {
 	a, err := i.store.ApprovedRequest(ctx, requestID)
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 
 const keyBlock = "PRIVATE KEY"
 
-// CreateKey draws a grant key and writes it to a new file of mode 0600, durably. It refuses to touch
-// a file that exists.
+// CreateKey draws a grant key and writes it to a new file of mode 0600, durably. It refuses to
+// touch a file that exists.
 func CreateKey(path string, random io.Reader) (ed25519.PrivateKey, error) {
 	_, key, err := ed25519.GenerateKey(random)
 	if err != nil {
@@ -50,8 +50,8 @@ func LoadKey(path string) (ed25519.PrivateKey, error) {
 		return nil, fmt.Errorf("reading the grant key: %w", err)
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("grant key %s has mode %04o: others can read it; chmod 0600 it, and "+
-			"replace the key if anybody may have read it", path, info.Mode().Perm())
+		return nil, fmt.Errorf("grant key %s has mode %04o: others can read it; chmod 0600 it, "+
+			"and replace the key if anybody may have read it", path, info.Mode().Perm())
 	}
 	data, err := io.ReadAll(io.LimitReader(f, 16<<10))
 	if err != nil {

@@ -78,19 +78,22 @@ type Store interface {
 	// is approved or granted.
 	ApprovedRequest(ctx context.Context, requestID string) (Approved, error)
 
-	// PutGrants does, in ONE transaction, if and only if the request's newest revision is still this
-	// one and approved (ErrNotApproved; ErrIssued when its grants exist): insert the grants, move
-	// the request to granted, append the record. What a grant extends is NOT ended here: both are
-	// live until the host says that it swapped them (its grant.ended event, END_CAUSE_EXTENDED), so
-	// that a host which refuses the extension keeps the window that it had. Revoking or handing back
-	// a request ends all of its grants. ErrTooManyLive when a host would exceed grant.MaxLive.
+	// PutGrants does, in ONE transaction, if and only if the request's newest revision is still
+	// this one and approved (ErrNotApproved; ErrIssued when its grants exist): insert the grants,
+	// move the request to granted, append the record. What a grant extends is NOT ended here: both
+	// are live until the host says that it swapped them (its grant.ended event,
+	// END_CAUSE_EXTENDED), so that a host which refuses the extension keeps the window that it
+	// had. Revoking or handing back a request ends all of its grants. ErrTooManyLive when a host
+	// would exceed grant.MaxLive.
 	PutGrants(ctx context.Context, requestID string, revision uint32, grants []SealedGrant,
 		record trail.Record) error
 
 	// NextState allocates the host's next sequence, durably, and reads the facts in the same
 	// transaction, after the allocation: whoever holds the greater sequence has read later. The
 	// sequence is never returned twice, whatever crashes. ErrNoHost.
-	NextState(ctx context.Context, host grant.HostID, now time.Time, maxEnded int) (StateFacts, error)
+	NextState(
+		ctx context.Context, host grant.HostID, now time.Time, maxEnded int,
+	) (StateFacts, error)
 
 	// TrailHashes reads the trail's stored tree hashes, at least those of the TrailCount that the
 	// newest NextState returned.

@@ -10,8 +10,8 @@ import (
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
-// Accepted is a request that policy let through, as plain facts: what BuildTerms turns into the bytes
-// that approvers sign.
+// Accepted is a request that policy let through, as plain facts: what BuildTerms turns into the
+// bytes that approvers sign.
 type Accepted struct {
 	Organisation, RequestID string
 	// Revision counts from 1.

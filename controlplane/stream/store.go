@@ -48,8 +48,8 @@ type GrantEnd struct {
 	At    time.Time
 }
 
-// Ack is a host's verified answer to one State. Its results name grants that the host may only speak
-// about when they are its own: the store ignores results whose grant is not this host's.
+// Ack is a host's verified answer to one State. Its results name grants that the host may only
+// speak about when they are its own: the store ignores results whose grant is not this host's.
 type Ack struct {
 	Epoch, Sequence uint64
 	Accepted        bool
@@ -104,8 +104,8 @@ type Store interface {
 	// TrustAfter returns the signed trust envelopes of all versions greater than version, in order.
 	TrustAfter(ctx context.Context, version uint64) ([]Trust, error)
 
-	// GrantEnvelopes returns the sealed grants of this host by id, in the order of ids; ids that are
-	// not this host's are left out. At most grantsAtOnce ids.
+	// GrantEnvelopes returns the sealed grants of this host by id, in the order of ids; ids that
+	// are not this host's are left out. At most grantsAtOnce ids.
 	GrantEnvelopes(ctx context.Context, id grant.HostID, ids []grant.ID) ([]Envelope, error)
 }
 

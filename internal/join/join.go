@@ -1,7 +1,7 @@
 // Package join is what a machine must know to join a control plane and to recognise it ever after:
-// the join token's language, the pin of the CA, the name in the server's certificate and the name in
-// a host's (PROTOCOL.md section 2). The control plane, the agent's link half and the CLI share it.
-// It computes; it opens no file and no connection.
+// the join token's language, the pin of the CA, the name in the server's certificate and the name
+// in a host's (PROTOCOL.md section 2). The control plane, the agent's link half and the CLI share
+// it. It computes; it opens no file and no connection.
 package join
 
 import (
@@ -116,8 +116,9 @@ func ClientTLS(ca *x509.Certificate, now func() time.Time) *tls.Config {
 	}
 }
 
-// PinnedTLS verifies a control plane when only its CA's pin is known: the server sends the CA along,
-// and the chain must lead to the certificate with that pin. found hears of that certificate.
+// PinnedTLS verifies a control plane when only its CA's pin is known: the server sends the CA
+// along, and the chain must lead to the certificate with that pin. found hears of that
+// certificate.
 func PinnedTLS(
 	pin [sha256.Size]byte, now func() time.Time, found func(ca *x509.Certificate),
 ) *tls.Config {
