@@ -128,7 +128,7 @@ func PinnedTLS(
 		InsecureSkipVerify: true,
 		VerifyConnection: func(state tls.ConnectionState) error {
 			ca, err := verifyPinned(state.PeerCertificates, pin, now())
-			if err == nil {
+			if err == nil && found != nil {
 				found(ca)
 			}
 			return err
