@@ -34,6 +34,7 @@ const (
 	OutWithdraw Outcome = 4
 	OutLapsed   Outcome = 5
 	OutVoid     Outcome = 6 // the request ended before the extension was decided
+	OutApproved Outcome = 7 // decided; the grants are not sealed yet
 )
 
 // Decision is one approver's word over one revision.
@@ -44,6 +45,8 @@ type Decision struct {
 	At       time.Time
 	Revision uint32
 	SSHSig   []byte // of an approval
+	// Void is set when the approval stopped counting: the approver left the group, or lost the key.
+	Void bool
 }
 
 // Revision is one version of a request's terms. Number 1 is the request itself, later ones are
@@ -100,8 +103,20 @@ func (r *Request) Waiting() *Revision {
 	return nil
 }
 
-// Extending says whether an extension of a granted request waits for decisions.
-func (r *Request) Extending() bool { return r.State == Granted && r.Waiting() != nil }
+// Extending says whether an extension of a granted request waits for decisions or for its grants.
+func (r *Request) Extending() bool {
+	out := r.Newest().Outcome
+	return r.State == Granted && (out == Open || out == OutApproved)
+}
+
+// Unissued is the revision that is approved and has no grants yet, or nil.
+func (r *Request) Unissued() *Revision {
+	rev := r.Newest()
+	if rev.Outcome == OutApproved && (r.State == Approved || r.State == Granted) {
+		return rev
+	}
+	return nil
+}
 
 // Live is the revision whose grants are in force, or nil.
 func (r *Request) Live() *Revision {
@@ -149,13 +164,19 @@ func (r *Request) Vote(d Decision) error {
 	return nil
 }
 
-// Approve moves a request whose approvals suffice on to approved; an extension stays granted.
-func (r *Request) Approve(at time.Time) error { return r.move(EventApprove, at) }
+// Approve says that the approvals of the waiting revision suffice. An extension leaves the request
+// granted.
+func (r *Request) Approve(at time.Time) error {
+	return r.close(EventApprove, OutApproved, at)
+}
 
-// Grant says that the sealed grants of the newest revision are in force.
+// Grant says that the sealed grants of the approved revision are in force.
 func (r *Request) Grant(at time.Time) error {
-	rev := r.Newest()
-	if r.State != Granted || rev.Outcome != Open {
+	rev := r.Unissued()
+	if rev == nil {
+		return fmt.Errorf("%w: it is %s and no approved revision waits for grants", ErrState, r.State)
+	}
+	if r.State == Approved {
 		if err := r.move(EventGrant, at); err != nil {
 			return err
 		}
@@ -199,6 +220,9 @@ func (r *Request) Extend(rev Revision) error {
 // End closes a granted request for good; an extension that still waits is void.
 func (r *Request) End(cause curfewv1.EndCause, by string, at time.Time) error {
 	rev := r.Waiting()
+	if rev == nil {
+		rev = r.Unissued()
+	}
 	if err := r.move(EventEnd, at); err != nil {
 		return err
 	}
@@ -211,11 +235,32 @@ func (r *Request) End(cause curfewv1.EndCause, by string, at time.Time) error {
 
 func (r *Request) close(e Event, out Outcome, at time.Time) error {
 	rev := r.Waiting()
+	if rev == nil && e == EventLapse {
+		rev = r.Unissued() // its grants could not be sealed in time
+	}
+	if rev == nil && r.Extending() {
+		return fmt.Errorf("%w: its extension is approved, so it cannot %s", ErrState, passive(e))
+	}
 	if err := r.move(e, at); err != nil {
 		return err
 	}
 	rev.Outcome = out
 	return nil
+}
+
+// GrantEnd is what the end of one grant tells its request.
+type GrantEnd struct {
+	Cause curfewv1.EndCause
+	By    string
+}
+
+// Settle ends a granted request whose grants are all over; last is the newest end among them. It
+// reports whether it did.
+func (r *Request) Settle(live int, last GrantEnd, at time.Time) (bool, error) {
+	if r.State != Granted || live > 0 {
+		return false, nil
+	}
+	return true, r.End(last.Cause, last.By, at)
 }
 
 func (r *Request) move(e Event, at time.Time) error {

@@ -69,7 +69,8 @@ var moves = map[State]map[Event]State{
 	Pending: {
 		EventApprove: Approved, EventDeny: Denied, EventWithdraw: Withdrawn, EventLapse: Lapsed,
 	},
-	Approved: {EventGrant: Granted},
+	// What is approved lapses only when its grants could not be sealed in time.
+	Approved: {EventGrant: Granted, EventLapse: Lapsed},
 	Granted:  {EventEnd: Ended, EventExtend: Granted},
 }
 
@@ -118,6 +119,7 @@ func passive(e Event) string {
 		return "be granted"
 	case EventExtend:
 		return "be extended"
+	case EventLapse, EventEnd:
 	}
 	return e.String()
 }

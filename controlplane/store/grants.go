@@ -1,0 +1,238 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/curfew-access/curfew/controlplane/access"
+	"github.com/curfew-access/curfew/controlplane/issue"
+	"github.com/curfew-access/curfew/controlplane/request"
+	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/trail"
+	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
+)
+
+const grantColumns = `SELECT g.id, g.host, h.name, g.request, g.revision, g.issued_ms, g.hard_end_ms,
+	g.live, g.cause, g.ended_by, g.ended_ms, g.status, g.detail, g.confirmed_ms, g.start_ms, g.end_ms,
+	g.host_ended_ms FROM grants g JOIN hosts h ON h.id = g.host `
+
+func scanGrant(scan func(...any) error) (g access.Grant, err error) {
+	var id, host []byte
+	var issued, hard, ended, confirmed, start, end, hostEnded int64
+	err = scan(&id, &host, &g.HostName, &g.RequestID, &g.Revision, &issued, &hard, &g.Live, &g.Cause,
+		&g.EndedBy, &ended, &g.Status, &g.Detail, &confirmed, &start, &end, &hostEnded)
+	if err != nil {
+		return g, err
+	}
+	if g.ID, err = grant.IDFromBytes(id); err != nil {
+		return g, err
+	}
+	g.Host, err = grant.HostIDFromBytes(host)
+	g.Issued, g.HardEnd, g.EndedAt = fromMS(issued), fromMS(hard), fromMS(ended)
+	g.Confirmed, g.Start, g.End = fromMS(confirmed), fromMS(start), fromMS(end)
+	g.HostEnded = fromMS(hostEnded)
+	return g, err
+}
+
+// Grants lists a request's grants, oldest revision first.
+func (t *Tx) Grants(requestID string) ([]access.Grant, error) {
+	return list(t, scanGrant, grantColumns+"WHERE g.request = ? ORDER BY g.revision, h.name", requestID)
+}
+
+// GrantsDue lists live grants whose end is past.
+func (t *Tx) GrantsDue(before time.Time) ([]access.Grant, error) {
+	return list(t, scanGrant, grantColumns+`WHERE g.live = 1 AND
+		(g.end_ms > 0 AND g.end_ms <= ?1 OR g.hard_end_ms <= ?1) LIMIT 100`, ms(before))
+}
+
+// LiveGrantsOf lists a host's live grants.
+func (t *Tx) LiveGrantsOf(host grant.HostID) ([]access.Grant, error) {
+	return list(t, scanGrant, grantColumns+"WHERE g.live = 1 AND g.host = ?", host[:])
+}
+
+// EndGrant takes a grant out of the live set.
+func (t *Tx) EndGrant(id grant.ID, cause curfewv1.EndCause, by string, at time.Time) error {
+	var host []byte
+	var requestID string
+	err := t.row(`UPDATE grants SET live = 0, cause = ?, ended_by = ?, ended_ms = ?
+		WHERE id = ? AND live = 1 RETURNING host, request`, cause, by, ms(at), id[:]).
+		Scan(&host, &requestID)
+	if noRows(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("ending grant %s: %w", id, err)
+	}
+	hostID, err := grant.HostIDFromBytes(host)
+	if err != nil {
+		return err
+	}
+	t.touchHost(hostID)
+	t.touchRequest(requestID)
+	return nil
+}
+
+// ApprovedRequest returns what waits for its grants; see issue.Store.
+func (s *Store) ApprovedRequest(ctx context.Context, id string) (a issue.Approved, err error) {
+	err = s.View(ctx, func(t *Tx) error {
+		r, err := t.Request(id)
+		if err != nil {
+			return err
+		}
+		rev := r.Unissued()
+		a.Issued = rev == nil && r.State == request.Granted && r.Waiting() == nil
+		if a.Issued {
+			rev = r.Live()
+		}
+		if rev == nil {
+			return fmt.Errorf("request %s is %s: %w", id, r.State, issue.ErrNotApproved)
+		}
+		a.RequestID, a.Revision, a.Terms = id, rev.Number, rev.Terms
+		for _, d := range rev.Decisions {
+			if d.Approved && !d.Void {
+				a.Approvals = append(a.Approvals,
+					&curfewv1.Approval{Approver: d.Approver, Sshsig: d.SSHSig})
+			}
+		}
+		if live := r.Live(); live != nil && live.Number != rev.Number {
+			a.Follows = live.Terms
+		}
+		return nil
+	})
+	return a, err
+}
+
+// PutGrants stores sealed grants and moves the request on; see issue.Store.
+func (s *Store) PutGrants(ctx context.Context, id string, revision uint32,
+	grants []issue.SealedGrant, record trail.Record,
+) error {
+	return s.Update(ctx, func(t *Tx) error {
+		r, err := t.Request(id)
+		if err != nil {
+			return err
+		}
+		rev := r.Unissued()
+		if rev == nil || rev.Number != revision {
+			if r.InForce == revision {
+				return issue.ErrIssued
+			}
+			return fmt.Errorf("request %s is %s: %w", id, r.State, issue.ErrNotApproved)
+		}
+		now := s.now()
+		put := 0
+		for _, g := range grants {
+			done, err := t.putGrant(g, now)
+			if err != nil {
+				return err
+			}
+			if done {
+				put++
+			}
+		}
+		if put == 0 {
+			return fmt.Errorf("request %s: no host has a live grant to extend: %w", id,
+				issue.ErrNotApproved)
+		}
+		if err := r.Grant(now); err != nil {
+			return err
+		}
+		if err := t.PutRequest(r); err != nil {
+			return err
+		}
+		return t.Append(record)
+	})
+}
+
+// putGrant inserts one grant. An extension on a host whose grant is over already is left out: the
+// host would refuse it.
+func (t *Tx) putGrant(g issue.SealedGrant, now time.Time) (bool, error) {
+	if g.Extends != (grant.ID{}) {
+		ended, err := t.one(`UPDATE grants SET live = 0, cause = ?, ended_ms = ? WHERE id = ? AND live = 1`,
+			curfewv1.EndCause_END_CAUSE_EXTENDED, ms(now), g.Extends[:])
+		if err != nil || !ended {
+			return false, err
+		}
+	}
+	var live int
+	err := t.row("SELECT count(*) FROM grants WHERE host = ? AND live = 1", g.Host[:]).Scan(&live)
+	if err != nil {
+		return false, fmt.Errorf("counting the grants of host %s: %w", g.Host, err)
+	}
+	if live >= grant.MaxLive {
+		return false, fmt.Errorf("host %s: %w", g.Host, issue.ErrTooManyLive)
+	}
+	t.touchHost(g.Host)
+	return true, t.exec(`INSERT INTO grants (id, request, revision, host, envelope, issued_ms,
+		hard_end_ms, live) VALUES (?, ?, ?, ?, ?, ?, ?, 1)`,
+		g.ID[:], g.RequestID, g.Revision, g.Host[:], g.Envelope, ms(now), ms(g.HardEnd))
+}
+
+// NextState gives out a host's next sequence with what its state says; see issue.Store.
+func (s *Store) NextState(ctx context.Context, host grant.HostID, now time.Time, maxEnded int) (
+	facts issue.StateFacts, err error,
+) {
+	err = s.Update(ctx, func(t *Tx) error {
+		facts = issue.StateFacts{}
+		err := t.row(`UPDATE hosts SET sequence = sequence + 1 WHERE id = ? AND removed = 0
+			AND refused = '' RETURNING sequence`, host[:]).Scan(&facts.Sequence)
+		if noRows(err) {
+			return fmt.Errorf("host %s: %w", host, issue.ErrNoHost)
+		}
+		if err != nil {
+			return fmt.Errorf("numbering the state of host %s: %w", host, err)
+		}
+		if facts.Epoch, err = t.epoch(); err != nil {
+			return err
+		}
+		facts.Live, err = list(t, scanID, `SELECT id FROM grants WHERE host = ? AND live = 1 AND
+			CASE WHEN end_ms > 0 THEN end_ms ELSE hard_end_ms END > ?`, host[:], ms(now))
+		if err != nil {
+			return err
+		}
+		facts.Ended, err = list(t, func(scan func(...any) error) (e issue.Ended, err error) {
+			var id []byte
+			if err := scan(&id, &e.Cause, &e.By); err != nil {
+				return e, err
+			}
+			e.ID, err = grant.IDFromBytes(id)
+			return e, err
+		}, `SELECT id, cause, ended_by FROM grants WHERE host = ? AND live = 0
+			ORDER BY ended_ms DESC LIMIT ?`, host[:], maxEnded)
+		if err != nil {
+			return err
+		}
+		facts.TrailCount, err = t.trailCount()
+		return err
+	})
+	return facts, err
+}
+
+func scanID(scan func(...any) error) (grant.ID, error) {
+	var b []byte
+	if err := scan(&b); err != nil {
+		return grant.ID{}, err
+	}
+	return grant.IDFromBytes(b)
+}
+
+// settle ends the request of a grant that ended when no other grant of it is live.
+func (t *Tx) settle(requestID string, last request.GrantEnd, at time.Time) error {
+	r, err := t.Request(requestID)
+	if err != nil {
+		return err
+	}
+	var live int
+	err = t.row("SELECT count(*) FROM grants WHERE request = ? AND live = 1", requestID).Scan(&live)
+	if err != nil {
+		return fmt.Errorf("counting the grants of request %s: %w", requestID, err)
+	}
+	ended, err := r.Settle(live, last, at)
+	if err != nil || !ended {
+		return err
+	}
+	if err := t.PutRequest(r); err != nil {
+		return err
+	}
+	return t.Append(access.EndedRecord(r, at))
+}

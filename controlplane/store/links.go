@@ -1,0 +1,216 @@
+package store
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/curfew-access/curfew/controlplane/enrol"
+	"github.com/curfew-access/curfew/controlplane/identity"
+	"github.com/curfew-access/curfew/controlplane/request"
+	"github.com/curfew-access/curfew/controlplane/stream"
+	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/trail"
+)
+
+// LinkedHost returns an enrolled host with its event chain; see stream.Store.
+func (s *Store) LinkedHost(ctx context.Context, id grant.HostID) (h stream.Host, err error) {
+	err = s.View(ctx, func(t *Tx) error {
+		e, err := t.enrolledHost(id)
+		if err != nil || e.Removed {
+			return fmt.Errorf("host %s: %w", id, stream.ErrNoHost)
+		}
+		h = stream.Host{ID: id, Name: e.Name, RootKey: e.RootKey, Refused: e.Refused}
+		h.Chain, err = t.chain(id)
+		return err
+	})
+	return h, err
+}
+
+func (t *Tx) chain(id grant.HostID) (c trail.Chain, err error) {
+	err = t.row("SELECT event_count, event_head FROM hosts WHERE id = ?", id[:]).
+		Scan(&c.Count, &c.Head)
+	if noRows(err) {
+		return c, fmt.Errorf("host %s: %w", id, stream.ErrNoHost)
+	}
+	if len(c.Head) == 0 {
+		c.Head = nil
+	}
+	return c, err
+}
+
+// EventDigest returns a stored event's digest; see stream.Store.
+func (s *Store) EventDigest(ctx context.Context, id grant.HostID, number uint64) (d []byte, err error) {
+	err = s.View(ctx, func(t *Tx) error {
+		err := t.row("SELECT digest FROM host_events WHERE host = ? AND number = ?", id[:], number).
+			Scan(&d)
+		if noRows(err) {
+			return fmt.Errorf("event %d of host %s: %w", number, id, identity.ErrNone)
+		}
+		return err
+	})
+	return d, err
+}
+
+// RefuseHost marks a host refused; see stream.Store.
+func (s *Store) RefuseHost(ctx context.Context, id grant.HostID, why string, r trail.Record) error {
+	return s.Update(ctx, func(t *Tx) error {
+		changed, err := t.one("UPDATE hosts SET refused = ? WHERE id = ? AND refused = ''", why, id[:])
+		if err != nil || !changed {
+			return err
+		}
+		t.touchHost(id)
+		return t.Append(r)
+	})
+}
+
+// PutEvents stores a batch of a host's events; see stream.Store.
+func (s *Store) PutEvents(ctx context.Context, id grant.HostID, from, to trail.Chain,
+	events []stream.HostEvent,
+) error {
+	return s.Update(ctx, func(t *Tx) error {
+		head := to.Head
+		if head == nil {
+			head = []byte{}
+		}
+		fromHead := from.Head
+		if fromHead == nil {
+			fromHead = []byte{}
+		}
+		moved, err := t.one(`UPDATE hosts SET event_count = ?, event_head = ? WHERE id = ?
+			AND event_count = ? AND event_head = ?`, to.Count, head, id[:], from.Count, fromHead)
+		if err != nil {
+			return err
+		}
+		if !moved {
+			return fmt.Errorf("host %s: %w", id, stream.ErrChainMoved)
+		}
+		for _, e := range events {
+			if err := t.putEvent(id, e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (t *Tx) putEvent(id grant.HostID, e stream.HostEvent) error {
+	digest, err := trail.EventDigest(e.Event)
+	if err != nil {
+		return err
+	}
+	err = t.exec("INSERT INTO host_events (host, number, digest) VALUES (?, ?, ?)",
+		id[:], e.Event.GetNumber(), digest[:])
+	if err != nil {
+		return err
+	}
+	if err := t.Append(e.Record); err != nil {
+		return err
+	}
+	if e.Ended != nil {
+		return t.hostEnded(id, *e.Ended)
+	}
+	return nil
+}
+
+// hostEnded notes a host's word that a grant of its own is over. What ended here first keeps its
+// cause.
+func (t *Tx) hostEnded(host grant.HostID, end stream.GrantEnd) error {
+	var requestID string
+	err := t.row(`UPDATE grants SET host_ended_ms = ? WHERE id = ? AND host = ? RETURNING request`,
+		ms(end.At), end.ID[:], host[:]).Scan(&requestID)
+	if noRows(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("noting the end of grant %s: %w", end.ID, err)
+	}
+	t.touchRequest(requestID)
+	now := t.store.now()
+	if err := t.EndGrant(end.ID, end.Cause, end.By, now); err != nil {
+		return err
+	}
+	return t.settle(requestID, request.GrantEnd{Cause: end.Cause, By: end.By}, now)
+}
+
+// PutAck stores what a host said of its grants; see stream.Store.
+func (s *Store) PutAck(ctx context.Context, id grant.HostID, a stream.Ack) error {
+	return s.Update(ctx, func(t *Tx) error {
+		if a.Accepted {
+			err := t.exec(`UPDATE hosts SET acked_epoch = ?, acked_sequence = ?, ack_detail = ''
+				WHERE id = ?`, a.Epoch, a.Sequence, id[:])
+			if err != nil {
+				return err
+			}
+		} else if err := t.exec("UPDATE hosts SET ack_detail = ? WHERE id = ?", a.Detail, id[:]); err != nil {
+			return err
+		}
+		for _, r := range a.Results {
+			if err := t.putResult(id, r, a); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (t *Tx) putResult(id grant.HostID, r stream.Result, a stream.Ack) error {
+	var requestID string
+	err := t.row(`UPDATE grants SET status = ?1, detail = ?2, start_ms = ?3, end_ms = ?4,
+		confirmed_ms = ?5 WHERE id = ?6 AND host = ?7 AND
+		(status <> ?1 OR detail <> ?2 OR start_ms <> ?3 OR end_ms <> ?4) RETURNING request`,
+		r.Status, r.Detail, ms(r.Start), ms(r.End), ms(a.At), r.ID[:], id[:]).Scan(&requestID)
+	if noRows(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("storing the host's answer for grant %s: %w", r.ID, err)
+	}
+	t.touchRequest(requestID)
+	return nil
+}
+
+// PutSeen remembers a host's health; see stream.Store.
+func (s *Store) PutSeen(ctx context.Context, id grant.HostID, seen stream.Seen) error {
+	return s.Update(ctx, func(t *Tx) error {
+		return t.exec(`UPDATE hosts SET last_seen_ms = ?, agent_version = ?,
+			mode = CASE WHEN ?3 = '' THEN mode ELSE ?3 END WHERE id = ?4`,
+			ms(seen.At), seen.AgentVersion, seen.Mode, id[:])
+	})
+}
+
+// GrantEnvelopes returns sealed grants of a host by id; see stream.Store.
+func (s *Store) GrantEnvelopes(ctx context.Context, host grant.HostID, ids []grant.ID) (
+	out []stream.Envelope, err error,
+) {
+	err = s.View(ctx, func(t *Tx) error {
+		for _, id := range ids {
+			e := stream.Envelope{ID: id}
+			err := t.row("SELECT envelope FROM grants WHERE id = ? AND host = ?", id[:], host[:]).
+				Scan(&e.Bytes)
+			if noRows(err) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("reading grant %s: %w", id, err)
+			}
+			out = append(out, e)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// epoch is the newest trust file's.
+func (t *Tx) epoch() (uint64, error) {
+	row, err := t.NewestTrust()
+	if err != nil {
+		return 0, err
+	}
+	trust, err := grant.OpenTrust(row.Envelope, nil)
+	if err != nil {
+		return 0, fmt.Errorf("%w: trust version %d: %w", ErrDamaged, row.Version, err)
+	}
+	return trust.Epoch, nil
+}
+
+var _ enrol.Store = (*Store)(nil)
