@@ -75,10 +75,6 @@ func existing(root int, login, homeRoot string, uid uint32) (bool, error) {
 	if err == unix.ENOENT {
 		return false, nil
 	}
-	if err == unix.ELOOP {
-		return false, fmt.Errorf("a symbolic link is in the way: remove or rename %s/%s",
-			homeRoot, login)
-	}
 	if err != nil {
 		return false, fmt.Errorf("opening what is there: %w", err)
 	}
@@ -88,7 +84,7 @@ func existing(root int, login, homeRoot string, uid uint32) (bool, error) {
 		return false, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return false, fmt.Errorf("no folder, but something is there: remove or rename %s/%s",
+		return false, fmt.Errorf("something that is no folder is in the way: remove or rename %s/%s",
 			homeRoot, login)
 	}
 	if st.Uid != uid {
@@ -120,7 +116,7 @@ func startAfresh(root int, temporary string, uid uint32) (complete bool, err err
 	case isDir && st.Uid == 0:
 		return false, removeTree(root, temporary, maxDepth)
 	}
-	return false, fmt.Errorf("%s belongs to uid %d: remove it by hand", temporary, st.Uid)
+	return false, fmt.Errorf("%s is in the way, and uid %d's: remove it by hand", temporary, st.Uid)
 }
 
 // fill makes the temporary folder and all that is in it, and gives it to the person at the end.

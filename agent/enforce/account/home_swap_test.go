@@ -1,0 +1,110 @@
+package account
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// exchange swaps two paths for each other as fast as it can until stop is closed.
+func exchange(t *testing.T, a, b string, stop <-chan struct{}, done *sync.WaitGroup) {
+	done.Add(1)
+	go func() {
+		defer done.Done()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+			if err != nil && err != unix.ENOENT {
+				t.Errorf("swapping: %v", err)
+				return
+			}
+		}
+	}()
+}
+
+// TestMakeHomeUnderSwaps changes files of the skel for links to a secret, for a FIFO, and its
+// folder for a link to another, all while homes are made from it.
+func TestMakeHomeUnderSwaps(t *testing.T) {
+	root, skel, aside := rootFolder(t), rootFolder(t), rootFolder(t)
+	write(t, aside+"/secret", "root's secret", 0o600)
+	for _, err := range []error{
+		os.Mkdir(skel+"/dir", 0o755),
+		os.Mkdir(aside+"/other", 0o755),
+		os.Symlink(aside+"/other", aside+"/dir-link"),
+		os.Symlink(aside+"/secret", aside+"/link"),
+		unix.Mkfifo(aside+"/fifo", 0o644),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, aside+"/other/taken", "root's secret", 0o600)
+	write(t, skel+"/dir/inner", "fine", 0o644)
+	write(t, skel+"/a", "fine", 0o644)
+	write(t, skel+"/b", "fine", 0o644)
+
+	stop := make(chan struct{})
+	var swappers sync.WaitGroup
+	exchange(t, skel+"/a", aside+"/link", stop, &swappers)
+	exchange(t, skel+"/b", aside+"/fifo", stop, &swappers)
+	exchange(t, skel+"/dir", aside+"/dir-link", stop, &swappers)
+	made := 0
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+		err := MakeHome(root, "alice", testUID, testGID, skel)
+		if err == nil {
+			made++
+		}
+		if got := list(t, root); strings.Contains(got, `"root's secret"`) {
+			t.Fatalf("a link was followed:\n%s", got)
+		} else if err != nil && got != list(t, rootFolder(t)) {
+			t.Fatalf("after %v something is left:\n%s", err, got)
+		}
+		if err := os.RemoveAll(root + "/alice"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	swappers.Wait()
+	if made == 0 {
+		t.Error("not one home was made: the test tried nothing")
+	}
+	if got := list(t, aside+"/secret"); !bytes.HasPrefix([]byte(got), []byte("100600 0:0")) {
+		t.Errorf("the secret changed hands: %s", got)
+	}
+}
+
+// TestMakeHomeUnderASwappedHome puts a link to somebody's folder where the home is to be.
+func TestMakeHomeUnderASwappedHome(t *testing.T) {
+	root, aside := rootFolder(t), rootFolder(t)
+	if err := errors.Join(os.Mkdir(aside+"/victim", 0o755), os.Mkdir(aside+"/b", 0o755),
+		os.Symlink(aside+"/victim", root+"/alice"), os.Symlink(aside+"/victim", aside+"/a")); err != nil {
+		t.Fatal(err)
+	}
+	before := list(t, aside+"/victim")
+	stop := make(chan struct{})
+	var swappers sync.WaitGroup
+	// The link at the home's place, the temporary folder's and somewhere else change places.
+	exchange(t, root+"/alice", aside+"/b", stop, &swappers)
+	exchange(t, root+"/.curfew-new-alice", aside+"/a", stop, &swappers)
+	skel := rootFolder(t)
+	write(t, skel+"/.profile", "x", 0o644)
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		_ = MakeHome(root, "alice", testUID, testGID, skel)
+		if diff := cmp.Diff(before, list(t, aside+"/victim")); diff != "" {
+			t.Fatalf("the link was followed:\n%s", diff)
+		}
+	}
+	close(stop)
+	swappers.Wait()
+}
