@@ -32,11 +32,10 @@ func (a *app) describeTerms(r *apiv1.Request, t *curfewv1.Terms) []field {
 		fields = append(fields, field{"", styled(alarm, rootLoud)})
 	}
 	fields = append(fields, opens(t)...)
-	end := "ends at the latest"
 	fields = append(fields,
 		field{"For", styled(bold, exactDuration(grant.Duration(t))+" from the host's confirmation")},
 		field{"Starts", text("at the latest " + a.when(t.GetStartLatestMs()).text)},
-		field{"Hard end", text(end + " " + a.when(t.GetHardEndMs()).text)},
+		field{"Hard end", text(a.when(t.GetHardEndMs()).text + ", whatever happens")},
 	)
 	if len(t.GetFollows()) > 0 {
 		fields = append(fields, field{"Extends", text(a.followed(r, t))})

@@ -59,21 +59,27 @@ func (r *keyring) close() error {
 	return r.conn.Close()
 }
 
-// keys lists what could sign: only file when one is named, else the agent's keys and then the
-// usual files.
+// keys lists what could sign: only file when one is named, else the usual ones.
 func (r *keyring) keys(file string) ([]sshKey, error) {
-	fromAgent, err := r.agentKeys()
-	if err != nil {
-		r.a.Warn("%v", err)
-	}
 	if file != "" {
-		key, err := r.named(file, fromAgent)
+		key, err := r.named(file)
 		if err != nil {
 			return nil, err
 		}
 		return []sshKey{key}, nil
 	}
-	keys := fromAgent
+	keys := r.usual()
+	if len(keys) == 0 {
+		return nil, fail(exitFailed, "no SSH key found: neither in ssh-agent nor in ~/.ssh").
+			hint("name one: --key FILE, or load one: ssh-add")
+	}
+	return keys, nil
+}
+
+// usual are the agent's keys and then those in the files that ssh itself looks at. What cannot be
+// used is warned about and left out.
+func (r *keyring) usual() []sshKey {
+	keys := r.agentKeys()
 	home := r.a.env.Getenv("HOME")
 	for _, name := range []string{"id_ed25519", "id_ecdsa", "id_rsa"} {
 		key, err := r.fileKey(filepath.Join(home, ".ssh", name))
@@ -88,11 +94,7 @@ func (r *keyring) keys(file string) ([]sshKey, error) {
 			keys = append(keys, key)
 		}
 	}
-	if len(keys) == 0 {
-		return nil, fail(exitFailed, "no SSH key found: neither in ssh-agent nor in ~/.ssh").
-			hint("name one: --key FILE, or load one: ssh-add")
-	}
-	return keys, nil
+	return keys
 }
 
 func contains(keys []sshKey, key sshKey) bool {
@@ -126,20 +128,34 @@ func (r *keyring) one(file string, cfg *config) (sshKey, error) {
 			return key, nil
 		}
 	}
-	keys, err := r.keys("")
-	if err != nil {
-		return sshKey{}, err
-	}
-	for _, k := range keys {
+	for _, k := range r.usual() {
 		if k.is(want) {
 			return k, nil
 		}
 	}
-	return sshKey{}, fail(exitFailed, "the key that signed in, %s, is neither in ssh-agent nor in ~/.ssh",
-		ssh.FingerprintSHA256(want)).hint("load it (ssh-add), or name it: --key FILE")
+	return sshKey{}, fail(exitFailed, "the key that signed in, %s, is neither in ssh-agent nor in "+
+		"~/.ssh", ssh.FingerprintSHA256(want)).hint("load it (ssh-add), or name it: --key FILE")
 }
 
-func (r *keyring) agentKeys() ([]sshKey, error) {
+// agentKeys are the agent's keys that Curfew takes; none when there is no agent that answers.
+func (r *keyring) agentKeys() []sshKey {
+	signers, err := r.agentSigners()
+	if err != nil {
+		r.a.Warn("%v", err)
+	}
+	var keys []sshKey
+	for _, s := range signers {
+		if _, err := grant.CanonicalSSHKey(grant.SSHKeyText(s.PublicKey())); err != nil {
+			continue // certificates, DSA: nothing that Curfew takes
+		}
+		keys = append(keys, sshKey{
+			public: s.PublicKey(), unlock: func() (ssh.Signer, error) { return s, nil },
+		})
+	}
+	return keys
+}
+
+func (r *keyring) agentSigners() ([]ssh.Signer, error) {
 	path := r.a.env.Getenv("SSH_AUTH_SOCK")
 	if path == "" {
 		return nil, nil
@@ -156,24 +172,16 @@ func (r *keyring) agentKeys() ([]sshKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ssh-agent does not list its keys: %w", err)
 	}
-	var keys []sshKey
-	for _, s := range signers {
-		if _, err := grant.CanonicalSSHKey(grant.SSHKeyText(s.PublicKey())); err != nil {
-			continue // certificates, DSA: nothing that Curfew takes
-		}
-		keys = append(keys, sshKey{
-			public: s.PublicKey(), unlock: func() (ssh.Signer, error) { return s, nil },
-		})
-	}
-	return keys, nil
+	return signers, nil
 }
 
 // named reads --key: a private key file, or a public one whose private half the agent holds.
-func (r *keyring) named(file string, fromAgent []sshKey) (sshKey, error) {
+func (r *keyring) named(file string) (sshKey, error) {
 	data, err := readCapped(file, maxKeyFile)
 	if err != nil {
 		return sshKey{}, fail(exitUsage, "reading the SSH key: %w", err)
 	}
+	fromAgent := r.agentKeys()
 	if public, _, _, _, err := ssh.ParseAuthorizedKey(data); err == nil {
 		for _, k := range fromAgent {
 			if k.is(public) {

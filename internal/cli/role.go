@@ -48,8 +48,8 @@ type roleOptions struct {
 	otherFlags func() []string // role flags that were given
 }
 
-const roleExample = `  curfew admin role set ops --login --contained --max 4h --approvers sre --approvals 1 \
-    --sudo '/usr/bin/systemctl restart nginx.service'
+const roleExample = `  curfew admin role set ops --login --max 4h --approvers sre --approvals 1 \
+    --contained --sudo '/usr/bin/systemctl restart nginx.service'
   curfew admin role set root --login --sudo-all --max 1h --approvers sre --approvals 2
   curfew admin role set -f role.yaml
 

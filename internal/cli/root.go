@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
@@ -44,18 +45,20 @@ func (a *app) root() *cobra.Command {
 	add("see", a.lsCmd(), a.showCmd(), a.watchCmd(), a.hostsCmd(), a.rolesCmd(), a.logCmd())
 	add("session", a.loginCmd(), a.logoutCmd(), a.whoamiCmd())
 	root.AddCommand(a.adminCmd(), a.versionCmd(), manCmd())
-	strictArgs(root)
+	finishTree(root)
 	return root
 }
 
 const environmentHelp = `Environment:
-  CURFEW_CONFIG_DIR  where the configuration lives (default $XDG_CONFIG_HOME/curfew
-                     or ~/.config/curfew)
+  CURFEW_CONFIG_DIR  where the configuration lives
+                     (default $XDG_CONFIG_HOME/curfew or ~/.config/curfew)
   SSH_AUTH_SOCK      ssh-agent, asked first for keys
   NO_COLOR           no colours`
 
-// strictArgs makes a wrong number of arguments a usage error that shows the usage line.
-func strictArgs(cmd *cobra.Command) {
+// finishTree gives every command what all have: a wrong number of arguments is a usage error that
+// shows the usage line, and help fits a terminal of 80 columns.
+func finishTree(cmd *cobra.Command) {
+	cmd.Long = wrap(cmd.Long, helpWidth)
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(c *cobra.Command, args []string) error {
 			if err := check(c, args); err != nil {
@@ -65,8 +68,26 @@ func strictArgs(cmd *cobra.Command) {
 		}
 	}
 	for _, child := range cmd.Commands() {
-		strictArgs(child)
+		finishTree(child)
 	}
+}
+
+const helpWidth = 80
+
+// wrap breaks the long lines of a help text at spaces; indented lines are tables and stay.
+func wrap(s string, limit int) string {
+	var out []string
+	for line := range strings.SplitSeq(s, "\n") {
+		for columns(line) > limit && line[0] != ' ' {
+			at := strings.LastIndexByte(line[:limit+1], ' ')
+			if at <= 0 {
+				break
+			}
+			out, line = append(out, line[:at]), line[at+1:]
+		}
+		out = append(out, line)
+	}
+	return strings.Join(out, "\n")
 }
 
 func (a *app) versionCmd() *cobra.Command {

@@ -73,9 +73,9 @@ type audit struct {
 }
 
 type hostAudit struct {
-	key     ed25519.PublicKey
-	chain   trail.Chain
-	waiting int // events that came before the key
+	// key is nil when the first record about the host did not hold it: then nothing is checked.
+	key   ed25519.PublicKey
+	chain trail.Chain
 }
 
 func newAudit() *audit {
@@ -123,11 +123,8 @@ func (u *audit) checkHost(r *trail.Record) error {
 	}
 	host := u.hosts[r.HostID]
 	if host == nil {
-		host = &hostAudit{}
+		host = &hostAudit{key: hostKey(r)}
 		u.hosts[r.HostID] = host
-	}
-	if host.key == nil {
-		host.key = hostKey(r)
 	}
 	if len(r.HostEvent) == 0 {
 		return nil
