@@ -10,48 +10,88 @@ import (
 	"strings"
 
 	"github.com/curfew-access/curfew/agent/enforce/account"
+	"github.com/curfew-access/curfew/agent/enforce/keys"
 	"github.com/curfew-access/curfew/agent/enforce/sudoers"
 	"github.com/curfew-access/curfew/agent/folder"
 	"github.com/curfew-access/curfew/internal/grant"
 )
 
-// admit runs the checks that need the host, once per grant: the uid is tied to its login, commands
-// are root's alone, sudo agrees with the text, and nothing else on the host gives the same person
-// sudo. It returns why grants are refused; what passed is remembered until the grant ends.
-func (r *Reconciler) admit(ctx context.Context, in Input) map[grant.ID]string {
-	refused := make(map[grant.ID]string)
-	ours := make([]sudoers.Dropin, 0, len(in.Live))
-	live := make(map[grant.ID]bool, len(in.Live))
-	for _, l := range in.Live {
-		live[l.ID] = true
+// verdict is what the host's own checks said of a live grant.
+type verdict struct {
+	// refused says why it may not be applied; empty when it may.
+	refused string
+	// standing are rules of others that observe mode lets pass.
+	standing []string
+	// stood: the files were on disk before; read: sudo was found to read the rules.
+	stood, read bool
+}
+
+// Pending tells whether a live grant still waits for the host's checks (Admit, Verify).
+func (r *Reconciler) Pending(live []grant.Live) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.ContainsFunc(live, func(l grant.Live) bool {
+		v, ok := r.verdicts[l.ID]
+		return !ok || v.refused == "" && !v.read && len(l.Terms.GetSudoRules()) > 0
+	})
+}
+
+// Retry forgets refusals, so that the next Admit looks again.
+func (r *Reconciler) Retry() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	maps.DeleteFunc(r.verdicts, func(_ grant.ID, v verdict) bool { return v.refused != "" })
+}
+
+// Admit runs the checks that need the host's own programs, for the live grants that were not checked
+// yet: commands are root's alone, sudo agrees with the text, and nothing else on the host gives the
+// same person sudo. Programs may be slow or hang: Admit changes no file and holds nobody up.
+func (r *Reconciler) Admit(ctx context.Context, s State) {
+	local, err := account.ReadLocal(r.cfg.Root)
+	host := &hostPolicy{checker: r.cfg.Checker}
+	ours := make([]sudoers.Dropin, 0, len(s.Live))
+	for _, l := range s.Live {
 		if len(l.Terms.GetSudoRules()) > 0 {
 			ours = append(ours, DropinOf(l))
 		}
 	}
-	maps.DeleteFunc(r.admitted, func(id grant.ID, _ []string) bool { return !live[id] })
-	host := &hostPolicy{checker: r.cfg.Checker}
-	for _, l := range in.Live {
-		standing, done := r.admitted[l.ID]
-		if done && (len(standing) == 0 || in.Mode != account.ModeEnforce) {
+	in := Input{Live: s.Live, Mode: s.Mode, Rules: s.Rules, Local: local, Keys: r.cfg.Keys}
+	for _, l := range s.Live {
+		if ctx.Err() != nil || !r.unchecked(l.ID, s.Mode) {
 			continue
 		}
-		delete(r.admitted, l.ID)
-		standing, err := r.admitOne(ctx, in, l, ours, host)
+		v := verdict{}
 		if err != nil {
-			refused[l.ID] = err.Error()
-			continue
+			v.refused = err.Error()
+		} else {
+			v = r.admitOne(ctx, in, l, ours, host)
 		}
-		r.admitted[l.ID] = standing
+		if ctx.Err() == nil { // a check that was cut short says nothing
+			r.keep(l.ID, v)
+		}
 	}
-	return refused
 }
 
-// hostPolicy reads the host's sudoers at most once per round.
+func (r *Reconciler) unchecked(id grant.ID, mode account.Mode) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v, ok := r.verdicts[id]
+	return !ok || len(v.standing) > 0 && mode == account.ModeEnforce
+}
+
+func (r *Reconciler) keep(id grant.ID, v verdict) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.verdicts[id] = v
+}
+
+// hostPolicy reads the host's sudoers at most once per round, and asks a tool that failed no more.
 type hostPolicy struct {
 	checker sudoers.Checker
 	read    bool
 	policy  sudoers.Policy
 	err     error
+	syntax  error
 }
 
 func (h *hostPolicy) get(ctx context.Context) (sudoers.Policy, error) {
@@ -62,36 +102,46 @@ func (h *hostPolicy) get(ctx context.Context) (sudoers.Policy, error) {
 	return h.policy, h.err
 }
 
-func (r *Reconciler) admitOne(
-	ctx context.Context, in Input, live grant.Live, ours []sudoers.Dropin, host *hostPolicy,
-) (standing []string, err error) {
-	subject, err := in.Rules.Classify(in.Local, live.Terms.GetLogin(), live.Terms.GetUid())
-	if err != nil {
-		return nil, err
+func (h *hostPolicy) check(ctx context.Context, text []byte) error {
+	if h.syntax != nil {
+		return h.syntax
 	}
-	if subject.Class == account.ClassAccount {
-		if err := r.cfg.UIDs.ReserveUID(subject.Login, subject.UID); err != nil {
-			return nil, err
-		}
+	err := h.checker.Syntax(ctx, text)
+	if errors.Is(err, sudoers.ErrTool) {
+		h.syntax = err
 	}
-	if err := r.admitRules(ctx, in, live); err != nil {
-		return nil, err
-	}
-	if !r.cfg.Checker.Present() {
-		return nil, nil // without sudoers there are no standing rules
-	}
-	policy, err := host.get(ctx)
-	if err != nil {
-		return nil, err
-	}
-	standing = sudoers.Standing(policy, personOf(in, live, subject), ours)
-	if len(standing) > 0 && in.Mode == account.ModeEnforce {
-		return nil, errors.New(strings.Join(standing, "; "))
-	}
-	return standing, nil
+	return err
 }
 
-func (r *Reconciler) admitRules(ctx context.Context, in Input, live grant.Live) error {
+func (r *Reconciler) admitOne(
+	ctx context.Context, in Input, live grant.Live, ours []sudoers.Dropin, host *hostPolicy,
+) verdict {
+	subject, err := in.Rules.Classify(in.Local, live.Terms.GetLogin(), live.Terms.GetUid())
+	if err != nil {
+		return verdict{refused: err.Error()}
+	}
+	stood := r.stood(live, subject)
+	err = r.admitRules(ctx, in, live, host)
+	if err != nil && (!stood || !errors.Is(err, sudoers.ErrTool)) {
+		return verdict{refused: err.Error()}
+	}
+	if !r.cfg.Checker.Present() {
+		return verdict{stood: stood} // without sudoers there are no standing rules
+	}
+	policy, err := host.get(ctx)
+	if err != nil && !stood {
+		return verdict{refused: err.Error()}
+	}
+	standing := sudoers.Standing(policy, personOf(in, live, subject), ours)
+	if len(standing) > 0 && in.Mode == account.ModeEnforce {
+		return verdict{refused: strings.Join(standing, "; ")}
+	}
+	return verdict{standing: standing, stood: stood}
+}
+
+func (r *Reconciler) admitRules(
+	ctx context.Context, in Input, live grant.Live, host *hostPolicy,
+) error {
 	rules := live.Terms.GetSudoRules()
 	if len(rules) == 0 {
 		return nil
@@ -114,20 +164,43 @@ func (r *Reconciler) admitRules(ctx context.Context, in Input, live grant.Live) 
 	if err != nil {
 		return err
 	}
-	if r.stands(live.ID, text) {
-		return nil // an agent before this one had sudo check these very bytes
-	}
-	return r.cfg.Checker.Syntax(ctx, text)
+	return host.check(ctx, text)
 }
 
-// stands tells whether the drop-in is on disk already, exactly.
-func (r *Reconciler) stands(id grant.ID, text []byte) bool {
-	dir, err := r.root.Sub(SudoersDir, 0o755)
+// stood tells whether a grant's files are on disk already, exactly: an agent before this one checked
+// and wrote them since the host booted. They stay while the checks run again, and when the tools for
+// that are broken: an outage takes no valid grant away.
+func (r *Reconciler) stood(live grant.Live, s account.Subject) bool {
+	if len(live.Terms.GetSudoRules()) > 0 {
+		text, err := sudoers.Render(DropinOf(live))
+		return err == nil && r.onDisk(SudoersDir, live.ID.String(), func(have []byte) bool {
+			return string(have) == string(text)
+		})
+	}
+	list := keysOf(Result{Live: live})
+	if s.Class != account.ClassAccount || len(list) == 0 {
+		return false
+	}
+	lines, err := keys.Render(r.cfg.Keys, list)
+	return err == nil && r.onDisk(KeysDir, s.Login, func(have []byte) bool {
+		for line := range strings.Lines(string(lines)) {
+			if !strings.Contains(string(have), line) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+const maxOwnFile = 4 << 20
+
+func (r *Reconciler) onDisk(place, name string, fits func([]byte) bool) bool {
+	dir, err := folder.Open(path.Join(r.cfg.Root, place), r.cfg.Kernel)
 	if err != nil {
 		return false
 	}
-	same, err := dir.Holds(id.String(), folder.File{Data: text, Mode: 0o440})
-	return errors.Join(err, dir.Close()) == nil && same
+	have, err := dir.Read(name, maxOwnFile)
+	return errors.Join(err, dir.Close()) == nil && fits(have)
 }
 
 func personOf(in Input, live grant.Live, s account.Subject) sudoers.Person {
@@ -149,39 +222,49 @@ func personOf(in Input, live grant.Live, s account.Subject) sudoers.Person {
 	return p
 }
 
-// unread returns the applied grants whose rules sudo does not see: a host whose sudoers does not
-// include our folder would otherwise be told "applied" while nothing is.
-func (r *Reconciler) unread(ctx context.Context, results []Result) (map[grant.ID]string, error) {
-	var fresh []Result
+// Verify finds out whether sudo reads the drop-ins that Apply wrote: a host whose sudoers does not
+// include our folder would otherwise be told "applied" while nothing is. What it cannot see is
+// refused, and the caller applies again. Like Admit it may take its time.
+func (r *Reconciler) Verify(ctx context.Context, results []Result) {
+	var unread []Result
+	r.mu.Lock()
 	for _, res := range results {
-		if res.Applied() && len(res.Live.Terms.GetSudoRules()) > 0 && !r.seen[res.Live.ID] {
-			fresh = append(fresh, res)
+		if res.Applied() && len(res.Live.Terms.GetSudoRules()) > 0 && !r.verdicts[res.Live.ID].read {
+			unread = append(unread, res)
 		}
 	}
-	if len(fresh) == 0 {
-		return nil, nil
+	r.mu.Unlock()
+	if len(unread) == 0 {
+		return
 	}
 	policy, err := r.cfg.Checker.Policy(ctx)
-	if err != nil {
-		return nil, err
+	if ctx.Err() != nil {
+		return
 	}
-	missing := make(map[grant.ID]string)
-	for _, res := range fresh {
-		if policy.Holds(DropinOf(res.Live)) {
-			r.seen[res.Live.ID] = true
-			continue
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, res := range unread {
+		v := r.verdicts[res.Live.ID]
+		switch {
+		case err != nil && v.stood:
+			v.read = true // it was enforced before; see Reconciler.stood
+		case err != nil:
+			v.refused = err.Error()
+		case policy.Holds(DropinOf(res.Live)):
+			v.read = true
+		default:
+			v.refused = "sudo does not read " + path.Join("/", SudoersDir) +
+				": /etc/sudoers.d/curfew must include it, and /etc/sudoers that"
 		}
-		missing[res.Live.ID] = "sudo does not read " + path.Join("/", SudoersDir) +
-			": /etc/sudoers.d/curfew must include it, and /etc/sudoers that"
+		r.verdicts[res.Live.ID] = v
 	}
-	return missing, nil
 }
 
-// Problems says in words what is wrong for grants that are applied all the same (mode observe).
-func (r *Reconciler) problemsOf() []string {
+// standing says in words what is wrong for grants that are applied all the same (mode observe).
+func (r *Reconciler) standing() []string {
 	var list []string
-	for _, standing := range r.admitted {
-		list = append(list, standing...)
+	for _, v := range r.verdicts {
+		list = append(list, v.standing...)
 	}
 	slices.Sort(list)
 	return slices.Compact(list)

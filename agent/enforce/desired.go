@@ -38,6 +38,8 @@ type Input struct {
 	Ending []Ending
 	// Refused says why the host's own checks do not let a grant be applied.
 	Refused map[grant.ID]string
+	// Pending are the grants that the host's checks have not let through yet.
+	Pending map[grant.ID]bool
 	Mode    account.Mode
 	Rules   account.Rules
 	Local   account.Local
@@ -55,7 +57,7 @@ type Ending struct {
 // Result is what became of one live grant.
 type Result struct {
 	Live    grant.Live
-	Status  curfewv1.GrantStatus // applied or failed
+	Status  curfewv1.GrantStatus // applied or failed; unspecified while the checks run
 	Detail  string               // why it failed
 	Subject account.Subject      // whom it is for; zero when it failed before that was known
 }
@@ -117,6 +119,10 @@ func (d *desired) grant(live grant.Live) Result {
 	r.Subject = subject
 	if why, refused := d.in.Refused[live.ID]; refused {
 		return r.failed(errors.New(why))
+	}
+	if d.in.Pending[live.ID] {
+		r.Status = curfewv1.GrantStatus_GRANT_STATUS_UNSPECIFIED
+		return r
 	}
 	if err := d.fits(r); err != nil {
 		return r.failed(err)

@@ -120,6 +120,13 @@ func (h *host) reconciler(kernel folder.Kernel) *Reconciler {
 	return r
 }
 
+// restarted is an agent that starts anew on a host whose sudo tools are gone.
+func (h *host) restarted() *Reconciler {
+	r := h.reconciler(nil)
+	r.cfg.Checker.Visudo, r.cfg.Checker.Cvtsudoers = "/nonexistent", "/nonexistent"
+	return r
+}
+
 func (h *host) takeDrift() []Repair {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -211,9 +218,18 @@ func (h *host) tree() string {
 	return b.String()
 }
 
+// apply goes the whole way: take away, check, write, verify.
 func (h *host) apply(s State) map[byte]Result {
 	h.t.Helper()
-	results, err := h.r.Apply(context.Background(), s)
+	results, err := h.r.Apply(s)
+	if err == nil && h.r.Pending(s.Live) {
+		h.r.Admit(context.Background(), s)
+		results, err = h.r.Apply(s)
+		h.r.Verify(context.Background(), results)
+		if err == nil {
+			results, err = h.r.Apply(s)
+		}
+	}
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -360,6 +376,7 @@ func TestStandingRulesAreRefusedInEnforceAndNamedInObserve(t *testing.T) {
 		t.Error("a drop-in was written all the same")
 	}
 	s.Mode = account.ModeObserve
+	h.r.Retry()
 	if r := h.apply(s)[1]; !r.Applied() {
 		t.Errorf("observe: %q", r.Detail)
 	}
@@ -367,6 +384,7 @@ func TestStandingRulesAreRefusedInEnforceAndNamedInObserve(t *testing.T) {
 		t.Errorf("problems %q", p)
 	}
 	s.Mode = account.ModeEnforce
+	h.r.Admit(context.Background(), s)
 	if r := h.apply(s)[1]; r.Applied() {
 		t.Error("enforce again: the standing rule is forgotten")
 	}
@@ -389,6 +407,7 @@ func TestAppliedMeansThatSudoReadsIt(t *testing.T) {
 		t.Errorf("the login without sudo: %q", results[2].Detail)
 	}
 	h.write("etc/sudoers.d/curfew", "@includedir "+h.path(SudoersDir)+"\n", 0o440)
+	h.r.Retry()
 	if r := h.apply(s)[1]; !r.Applied() {
 		t.Errorf("after mending: %q", r.Detail)
 	}
@@ -401,7 +420,7 @@ func TestPurgeNeedsNoVisudo(t *testing.T) {
 	if r := h.apply(s)[1]; !r.Applied() {
 		t.Fatal(r.Detail)
 	}
-	h.r.cfg.Checker.Visudo, h.r.cfg.Checker.Cvtsudoers = "/nonexistent", "/nonexistent"
+	h.r = h.restarted()
 	results := h.apply(state(s.Live[0], live(2, "eve", withRule(restart))))
 	if results[2].Applied() || !results[1].Applied() {
 		t.Errorf("new %v, old %v (%s)", results[2].Status, results[1].Status, results[1].Detail)

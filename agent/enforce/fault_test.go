@@ -125,11 +125,14 @@ func TestKilledAtEveryStep(t *testing.T) {
 		h.apply(state(one))
 		kernel := &faulty{left: steps, err: died}
 		h.r = h.reconciler(kernel)
-		_, _ = h.r.Apply(context.Background(), state(two)) // one goes, two comes
+		two := state(two) // one goes, two comes
+		_, _ = h.r.Apply(two)
+		h.r.Admit(context.Background(), two)
+		_, _ = h.r.Apply(two)
 		finished = kernel.left > 0
 		h.visible(both)
 		h.r = h.reconciler(nil)
-		h.apply(state(two))
+		h.apply(two)
 		h.visible(map[string]bool{string(text2): true})
 		if got := h.tree(); strings.Contains(got, ".new") || strings.Contains(got, grantHex(1)) {
 			t.Fatalf("after %d steps and a restart:\n%s", steps, got)
@@ -170,7 +173,7 @@ func TestFullDisk(t *testing.T) {
 	if p := h.r.Problems(); len(p) == 0 && results[2].Detail == "" {
 		t.Error("nobody is told")
 	}
-	if _, err := h.r.Apply(context.Background(), state()); err != nil {
+	if _, err := h.r.Apply(state()); err != nil {
 		t.Fatal(err)
 	}
 	if h.exists(dropinPath(1)) || h.exists(KeysDir+"/alice") {

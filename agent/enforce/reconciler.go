@@ -10,7 +10,6 @@
 package enforce
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -67,10 +66,8 @@ type Reconciler struct {
 	mu    sync.Mutex // guards what follows
 	local account.Local
 	tree  Tree // nil before the first Apply
-	// admitted are the live grants that passed the host's checks, with standing rules that observe
-	// mode lets pass; seen are those whose rules sudo was found to read; applied were enforced last.
-	admitted map[grant.ID][]string
-	seen     map[grant.ID]bool
+	// verdicts are the host's checks of live grants; applied are those that were enforced last.
+	verdicts map[grant.ID]verdict
 	applied  map[grant.ID]bool
 	problems []string
 
@@ -87,8 +84,8 @@ func New(cfg Config) (*Reconciler, error) {
 		return nil, fmt.Errorf("reconciler: %w", err)
 	}
 	return &Reconciler{
-		cfg: cfg, root: root, admitted: make(map[grant.ID][]string),
-		seen: make(map[grant.ID]bool), applied: make(map[grant.ID]bool),
+		cfg: cfg, root: root, verdicts: make(map[grant.ID]verdict),
+		applied: make(map[grant.ID]bool),
 	}, nil
 }
 
@@ -105,14 +102,16 @@ func (r *Reconciler) Problems() []string {
 	return slices.Clone(r.problems)
 }
 
-// Apply makes the host equal to the state and says what became of each live grant. A grant that fails
-// leaves nothing behind and does not touch the others. The error is for what concerns no single
+// Apply makes the host equal to the state and says what became of each live grant. It runs no other
+// program: a grant that Admit has not let through stays pending, with nothing on disk. A grant that
+// fails leaves nothing behind and does not touch the others. The error is for what concerns no single
 // grant; the results are valid beside it, and nil only when nothing could be done at all.
-func (r *Reconciler) Apply(ctx context.Context, s State) ([]Result, error) {
+func (r *Reconciler) Apply(s State) ([]Result, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	in := Input{
 		Live: s.Live, Ending: s.Ending, Mode: s.Mode, Rules: s.Rules, Keys: r.cfg.Keys,
+		Refused: make(map[grant.ID]string), Pending: make(map[grant.ID]bool),
 	}
 	local, errLocal := account.ReadLocal(r.cfg.Root)
 	if errLocal != nil {
@@ -122,20 +121,48 @@ func (r *Reconciler) Apply(ctx context.Context, s State) ([]Result, error) {
 		local = r.local // an unreadable file is no order to delete anybody
 	}
 	r.local, in.Local = local, local
-	in.Refused = r.admit(ctx, in)
-	in.UIDs = r.cfg.UIDs.UIDs()
-	results, failures, err := r.rounds(ctx, in)
+	r.gather(&in)
+	results, failures, err := r.rounds(in)
 	r.conclude(in, results, failures, errors.Join(errLocal, err))
 	return results, errors.Join(errLocal, err)
 }
 
+// gather adds what the checks said of each grant, and ties uids to their logins for ever.
+func (r *Reconciler) gather(in *Input) {
+	live := make(map[grant.ID]bool, len(in.Live))
+	for _, l := range in.Live {
+		live[l.ID] = true
+		subject, err := in.Rules.Classify(in.Local, l.Terms.GetLogin(), l.Terms.GetUid())
+		if err != nil {
+			continue // Desired says so
+		}
+		v, checked := r.verdicts[l.ID]
+		switch {
+		case v.refused != "":
+			in.Refused[l.ID] = v.refused
+			continue
+		case !checked && !r.stood(l, subject):
+			in.Pending[l.ID] = true
+			continue
+		}
+		if subject.Class == account.ClassAccount {
+			if err := r.cfg.UIDs.ReserveUID(subject.Login, subject.UID); err != nil {
+				in.Refused[l.ID] = err.Error()
+			}
+		}
+	}
+	maps.DeleteFunc(r.verdicts, func(id grant.ID, _ verdict) bool { return !live[id] })
+	in.UIDs = r.cfg.UIDs.UIDs()
+}
+
 // rounds repeats without the grants that failed until none fails: what a failed grant had on disk is
 // not in the next tree and goes. Each round fails at least one grant more, which bounds them.
-func (r *Reconciler) rounds(ctx context.Context, in Input) ([]Result, []Failure, error) {
+func (r *Reconciler) rounds(in Input) ([]Result, []Failure, error) {
+	var all []Failure
 	for {
 		tree, results, err := Desired(in)
 		if err != nil {
-			return nil, nil, err
+			return nil, all, err
 		}
 		drift := r.tree.equal(tree)
 		repairs, failures := Sync(r.root, tree)
@@ -143,14 +170,10 @@ func (r *Reconciler) rounds(ctx context.Context, in Input) ([]Result, []Failure,
 		if drift {
 			r.report(repairs)
 		}
+		all = append(all, failures...)
 		more := blame(failures, results, r.applied)
 		if len(more) == 0 {
-			if more, err = r.unread(ctx, results); err != nil {
-				more = blameFresh(results, r.seen, err)
-			}
-		}
-		if len(more) == 0 {
-			return results, failures, nil
+			return results, all, nil
 		}
 		maps.Copy(in.Refused, more)
 	}
@@ -197,20 +220,9 @@ func concerns(p string, res Result) (owner, shared bool) {
 	return false, true
 }
 
-func blameFresh(results []Result, seen map[grant.ID]bool, err error) map[grant.ID]string {
-	blamed := make(map[grant.ID]string)
-	for _, res := range results {
-		id := res.Live.ID
-		if res.Applied() && len(res.Live.Terms.GetSudoRules()) > 0 && !seen[id] {
-			blamed[id] = err.Error()
-		}
-	}
-	return blamed
-}
-
 // conclude remembers what holds now and what is wrong.
 func (r *Reconciler) conclude(in Input, results []Result, failures []Failure, err error) {
-	r.problems = r.problemsOf()
+	r.problems = r.standing()
 	_, listed := in.Rules.Principals(in.Local, nil)
 	r.problems = append(r.problems, listed...)
 	for _, f := range failures {
@@ -226,13 +238,8 @@ func (r *Reconciler) conclude(in Input, results []Result, failures []Failure, er
 	for _, res := range results {
 		if res.Applied() {
 			r.applied[res.Live.ID] = true
-		} else {
-			// What failed is checked anew next time.
-			delete(r.admitted, res.Live.ID)
-			delete(r.seen, res.Live.ID)
 		}
 	}
-	maps.DeleteFunc(r.seen, func(id grant.ID, _ bool) bool { return !r.applied[id] })
 }
 
 // Repair makes the disk equal to the last applied tree again, without any check that needs other
