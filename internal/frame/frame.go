@@ -1,6 +1,6 @@
-// Package frame cuts a byte stream into bounded messages: a big-endian uint32 length, then that many
-// bytes. It is the language of the link socket (PROTOCOL.md section 3), spoken by both halves of the
-// agent, so it knows nothing of gRPC and imports the standard library alone.
+// Package frame cuts a byte stream into bounded messages: a big-endian uint32 length, then that
+// many bytes. It is the language of the link socket (PROTOCOL.md section 3), spoken by both halves
+// of the agent, so it knows nothing of gRPC and imports the standard library alone.
 package frame
 
 import (
@@ -17,7 +17,8 @@ const Max = 1 << 20
 // costs this much memory and no more.
 const chunk = 32 << 10
 
-// ErrTooLong means that a frame is empty or longer than the cap. The stream is of no use afterwards.
+// ErrTooLong means that a frame is empty or longer than the cap. The stream is of no use
+// afterwards.
 var ErrTooLong = errors.New("frame is empty or over its limit")
 
 // Write sends b as one frame in one call of w.Write. It fails with ErrTooLong when b is empty or
@@ -35,9 +36,9 @@ func Write(w io.Writer, b []byte) error {
 	return nil
 }
 
-// Read returns the next frame of 1 to limit bytes. The error is io.EOF exactly when the stream ended
-// between two frames, io.ErrUnexpectedEOF when it ended inside one, ErrTooLong when the length is
-// out of bounds.
+// Read returns the next frame of 1 to limit bytes. The error is io.EOF exactly when the stream
+// ended between two frames, io.ErrUnexpectedEOF when it ended inside one, ErrTooLong when the
+// length is out of bounds.
 func Read(r io.Reader, limit int) ([]byte, error) {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {

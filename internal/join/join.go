@@ -100,10 +100,11 @@ func HostOf(cert *x509.Certificate) (grant.HostID, error) {
 		return grant.HostID{}, errors.New("certificate names no host")
 	}
 	text, ok := strings.CutPrefix(cert.URIs[0].String(), "curfew://host/")
-	if !ok {
+	id, err := grant.ParseHostID(text)
+	if !ok || err != nil || HostURI(id).String() != cert.URIs[0].String() {
 		return grant.HostID{}, errors.New("certificate names no host")
 	}
-	return grant.ParseHostID(text)
+	return id, nil
 }
 
 // ClientTLS verifies a control plane by its CA, whatever address it is reached at. Add a client
