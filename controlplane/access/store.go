@@ -10,10 +10,8 @@ import (
 	"time"
 
 	"github.com/curfew-access/curfew/controlplane/identity"
-	"github.com/curfew-access/curfew/controlplane/policy"
 	"github.com/curfew-access/curfew/controlplane/request"
 	"github.com/curfew-access/curfew/internal/grant"
-	"github.com/curfew-access/curfew/internal/trail"
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
@@ -99,11 +97,7 @@ type Record struct {
 // Tx is one transaction. Reads see what the transaction wrote. Things that are not there are
 // identity.ErrNone.
 type Tx interface {
-	User(name string) (identity.User, error)
-	Users() ([]identity.User, error)
-	Role(name string) (policy.Role, error)
-	Roles() ([]policy.Role, error)
-	NewestTrust() (identity.TrustRow, error)
+	identity.Tx
 
 	Request(id string) (*request.Request, error)
 	PutRequest(r *request.Request) error
@@ -134,7 +128,6 @@ type Tx interface {
 	Records(from uint64, requestID, about string, limit int) ([]Record, error)
 	TrailHead() (count uint64, head []byte, err error)
 
-	Append(r trail.Record) error
 	// Notify puts a message into the outbox.
 	Notify(m Message) error
 }

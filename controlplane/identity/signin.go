@@ -244,4 +244,3 @@ func (s *Service) Logout(ctx context.Context, p Person) error {
 		}))
 	})
 }
-

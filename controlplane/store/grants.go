@@ -215,24 +215,3 @@ func scanID(scan func(...any) error) (grant.ID, error) {
 	}
 	return grant.IDFromBytes(b)
 }
-
-// settle ends the request of a grant that ended when no other grant of it is live.
-func (t *Tx) settle(requestID string, last request.GrantEnd, at time.Time) error {
-	r, err := t.Request(requestID)
-	if err != nil {
-		return err
-	}
-	var live int
-	err = t.row("SELECT count(*) FROM grants WHERE request = ? AND live = 1", requestID).Scan(&live)
-	if err != nil {
-		return fmt.Errorf("counting the grants of request %s: %w", requestID, err)
-	}
-	ended, err := r.Settle(live, last, at)
-	if err != nil || !ended {
-		return err
-	}
-	if err := t.PutRequest(r); err != nil {
-		return err
-	}
-	return t.Append(access.EndedRecord(r, at))
-}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/curfew-access/curfew/controlplane/access"
 	"github.com/curfew-access/curfew/controlplane/enrol"
 	"github.com/curfew-access/curfew/controlplane/identity"
 	"github.com/curfew-access/curfew/controlplane/request"
@@ -129,7 +130,7 @@ func (t *Tx) hostEnded(host grant.HostID, end stream.GrantEnd) error {
 	if err := t.EndGrant(end.ID, end.Cause, end.By, now); err != nil {
 		return err
 	}
-	return t.settle(requestID, request.GrantEnd{Cause: end.Cause, By: end.By}, now)
+	return access.Settle(t, requestID, request.GrantEnd{Cause: end.Cause, By: end.By}, now)
 }
 
 // PutAck stores what a host said of its grants; see stream.Store.
