@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	apiv1 "github.com/curfew-access/curfew/proto/curfew/api/v1"
 )
 
 // authority signs certificates for tests.
@@ -119,5 +121,36 @@ func TestServerAddress(t *testing.T) {
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("serverAddress(%q) = %q, %v; want %q", given, got, err, want)
 		}
+	}
+}
+
+// An address comes from an agent: it must never become an option of ssh.
+func TestSSHArgs(t *testing.T) {
+	host := func(address string) *apiv1.Host {
+		return &apiv1.Host{Id: make([]byte, 32), Name: "web1", Address: address}
+	}
+	for address, want := range map[string]string{
+		"":                  "-l alice web1 -v",
+		"10.0.0.1":          "-l alice 10.0.0.1 -v",
+		"web1.example.org":  "-l alice web1.example.org -v",
+		"web1:2222":         "-p 2222 -l alice web1 -v",
+		"2001:db8::1":       "-l alice 2001:db8::1 -v",
+		"[2001:db8::1]:22":  "-p 22 -l alice 2001:db8::1 -v",
+		"-oProxyCommand=id": "", "web1 -oProxyCommand=id": "", "a;b": "", "a\nb": "", "user@web1": "",
+		"[-oX=1]:22": "", "web1:-1": "",
+	} {
+		argv, err := sshArgs(host(address), "alice", "/tmp/known hosts", "", []string{"-v"})
+		if want == "" {
+			if err == nil {
+				t.Errorf("address %q is used: %q", address, argv)
+			}
+			continue
+		}
+		if err != nil || !strings.HasSuffix(strings.Join(argv, " "), "ControlPath=none "+want) {
+			t.Errorf("address %q: %q, %v; want the end %q", address, argv, err, want)
+		}
+	}
+	if _, err := sshArgs(host("web1"), "-oX", "/tmp/k", "", nil); err == nil {
+		t.Error("a login that is an option is used")
 	}
 }
