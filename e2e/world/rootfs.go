@@ -36,6 +36,13 @@ var packages = []string{
 	"psmisc", "sudo", "systemd", "systemd-sysv", "tmux", "usrmerge", "util-linux",
 }
 
+// polkit lets people switch on lingering for themselves. Its packages were renamed after bullseye.
+var polkit = map[string][]string{
+	"bullseye": {"policykit-1"},
+	"bookworm": {"polkitd", "pkexec"},
+	"trixie":   {"polkitd", "pkexec"},
+}
+
 // recipe turns a fresh installation into one that many hosts can start from. Identity (machine id,
 // host name, ssh host key) is removed: each host gets its own. Masked units are those that only
 // cost time or make noise in a container. nginx.service is a stand-in which can be restarted.
@@ -88,7 +95,7 @@ func RootFS(ctx context.Context, release string, out io.Writer) (dir string, err
 	if err := makeCacheDir(); err != nil {
 		return "", err
 	}
-	key := sha256.Sum256([]byte(release + strings.Join(mmdebstrapFlags(), "\n")))
+	key := sha256.Sum256([]byte(release + strings.Join(mmdebstrapFlags(release), "\n")))
 	name := release + "-" + hex.EncodeToString(key[:6])
 	dir = filepath.Join(CacheDir(), name)
 	lock, err := flock(ctx, dir+".lock")
@@ -116,7 +123,7 @@ func debootstrap(ctx context.Context, release, dir string, out io.Writer) error 
 	if err := os.RemoveAll(temp); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "mmdebstrap", append(mmdebstrapFlags(), release, temp)...)
+	cmd := exec.CommandContext(ctx, "mmdebstrap", append(mmdebstrapFlags(release), release, temp)...)
 	// mmdebstrap unmounts what it mounted in the chroot when it is asked politely.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
@@ -127,10 +134,10 @@ func debootstrap(ctx context.Context, release, dir string, out io.Writer) error 
 }
 
 // mmdebstrapFlags say what is built; they are the cache's key.
-func mmdebstrapFlags() []string {
+func mmdebstrapFlags(release string) []string {
 	return []string{
 		"--variant=minbase",
-		"--include=" + strings.Join(packages, ","),
+		"--include=" + strings.Join(slices.Concat(packages, polkit[release]), ","),
 		"--dpkgopt=path-exclude=/usr/share/doc/*",
 		"--dpkgopt=path-exclude=/usr/share/man/*",
 		"--dpkgopt=path-exclude=/usr/share/locale/*",
