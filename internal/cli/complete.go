@@ -121,10 +121,9 @@ func requestIDs(filter *apiv1.RequestFilter, states ...apiv1.RequestState) sourc
 }
 
 var (
-	anyIDs     = requestIDs(&apiv1.RequestFilter{})
-	pendingIDs = requestIDs(&apiv1.RequestFilter{Mine: true, Open: true},
-		apiv1.RequestState_REQUEST_STATE_PENDING)
-	liveIDs = requestIDs(&apiv1.RequestFilter{Mine: true, Open: true},
+	anyIDs    = requestIDs(&apiv1.RequestFilter{})
+	myOpenIDs = requestIDs(&apiv1.RequestFilter{Mine: true, Open: true})
+	liveIDs   = requestIDs(&apiv1.RequestFilter{Mine: true, Open: true},
 		apiv1.RequestState_REQUEST_STATE_GRANTED)
 	decidableIDs = requestIDs(&apiv1.RequestFilter{PendingForMe: true})
 	grantedIDs   = requestIDs(&apiv1.RequestFilter{Open: true},

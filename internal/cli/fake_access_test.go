@@ -363,9 +363,10 @@ func (f *fake) Extend(_ context.Context, in *apiv1.ExtendRequest) (*apiv1.Extend
 	r.Revision++
 	r.DurationMs += in.GetMoreMs()
 	r.ExtensionPending = true
-	if in.GetReason() != "" {
-		r.Reason = in.GetReason()
+	if err := grant.CheckReason(in.GetReason()); err != nil {
+		return nil, refuse(apiv1.Code_CODE_INVALID, "%v", err)
 	}
+	r.Reason = in.GetReason()
 	if err := f.draw(r, old); err != nil {
 		return nil, err
 	}

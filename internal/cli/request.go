@@ -198,6 +198,13 @@ func (a *app) extend(ctx context.Context, c *client, args []string, o extendOpti
 	if err != nil {
 		return err
 	}
+	if o.reason == "" {
+		now, err := c.request(ctx, id)
+		if err != nil {
+			return err
+		}
+		o.reason = now.GetReason()
+	}
 	answer, err := call(ctx, c, c.access.Extend, &apiv1.ExtendRequest{
 		Id: id, MoreMs: more.Milliseconds(), Reason: o.reason,
 	})
@@ -233,11 +240,12 @@ func (a *app) doneCmd() *cobra.Command {
 
 func (a *app) withdrawCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:               "withdraw ID",
-		Short:             "Take a pending request back",
-		Long:              "Take a pending request back.\n\n" + jsonHelp(requestView{}),
+		Use:   "withdraw ID",
+		Short: "Take a pending request or extension back",
+		Long: "Take a pending request back; of an extension, only it goes.\n\n" +
+			jsonHelp(requestView{}),
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.complete(pendingIDs),
+		ValidArgsFunction: a.complete(myOpenIDs),
 		RunE: a.verb(func(ctx context.Context, c *client, args []string) error {
 			id, err := c.resolve(ctx, args[0])
 			if err != nil {

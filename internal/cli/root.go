@@ -43,7 +43,7 @@ func (a *app) root() *cobra.Command {
 	add("access", a.requestCmd(), a.sshCmd(), a.extendCmd(), a.doneCmd(), a.withdrawCmd())
 	add("decide", a.approveCmd(), a.denyCmd(), a.revokeCmd())
 	add("see", a.lsCmd(), a.showCmd(), a.watchCmd(), a.hostsCmd(), a.rolesCmd(), a.logCmd())
-	add("session", a.loginCmd(), a.logoutCmd(), a.whoamiCmd())
+	add("session", a.loginCmd(), a.logoutCmd(), a.whoamiCmd(), a.doctorCmd())
 	root.AddCommand(a.adminCmd(), a.versionCmd(), manCmd())
 	finishTree(root)
 	return root

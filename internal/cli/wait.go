@@ -47,7 +47,7 @@ func (w *wait) judge(r *apiv1.Request) standing {
 	case apiv1.RequestState_REQUEST_STATE_WITHDRAWN:
 		return standing{done: true, err: fail(exitFailed, "%s was withdrawn", w.what())}
 	case apiv1.RequestState_REQUEST_STATE_LAPSED:
-		return standing{done: true, err: w.lapsed()}
+		return standing{done: true, err: w.lapsed(r)}
 	}
 	if w.extension && r.GetExtensionPending() {
 		return standing{text: w.id + " extension pending · " + needs(r)}
@@ -76,7 +76,7 @@ func (w *wait) judgeUnissued(r *apiv1.Request) standing {
 	case r.GetState() == apiv1.RequestState_REQUEST_STATE_ENDED:
 		return standing{done: true, err: fail(exitFailed, "%s ended: %s", w.id, endText(r))}
 	case w.extension && !approved:
-		return standing{done: true, err: w.lapsed()}
+		return standing{done: true, err: w.lapsed(r)}
 	}
 	return standing{text: w.id + " approved · waiting for " + strings.Join(r.GetHosts(), ", ")}
 }
@@ -132,15 +132,19 @@ func (w *wait) denied(r *apiv1.Request) error {
 	return fail(exitDenied, "%s was denied: %s", w.what(), r.GetVerdict())
 }
 
-func (w *wait) lapsed() error {
-	return fail(exitTimeout, "nobody decided about %s in time; it lapsed", w.what()).
+func (w *wait) lapsed(r *apiv1.Request) error {
+	why := "nobody decided in time"
+	if r.GetVerdict() != "" {
+		why = r.GetVerdict()
+	}
+	return fail(exitTimeout, "%s came to nothing: %s", w.what(), why).
 		hint("tell an approver, then ask again")
 }
 
 // needs says who can approve.
 func needs(r *apiv1.Request) string {
 	if r.GetVerdict() != "" {
-		return r.GetVerdict()
+		return strings.TrimPrefix(r.GetVerdict(), "extension: ")
 	}
 	terms, err := grant.ParseTerms(r.GetTerms())
 	if err != nil {
@@ -227,11 +231,8 @@ func (w *wait) run(ctx context.Context, r *apiv1.Request) (*apiv1.Request, error
 }
 
 func (w *wait) stays(code int, why string) error {
-	f := fail(code, "%s; %s stays as it is", why, w.what()).hint("look: curfew show %s", w.id)
-	if w.extension {
-		return f
-	}
-	return f.hint("take it back: curfew withdraw %s", w.id)
+	return fail(code, "%s; %s stays as it is", why, w.what()).
+		hint("look: curfew show %s", w.id).hint("take it back: curfew withdraw %s", w.id)
 }
 
 // update is one thing that a feed tells: a changed request, or that the stream broke.
