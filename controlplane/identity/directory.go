@@ -277,7 +277,7 @@ func (s *Service) PutRole(ctx context.Context, by string, r policy.Role) (policy
 		for _, g := range append([]string{r.ApproverGroup}, r.RequesterGroups...) {
 			if _, err := tx.Group(g); errors.Is(err, ErrNone) {
 				return reason.NotFound("role %s names group %s, which does not exist", r.Name, g).
-					WithHint("curfew admin group put %s …", g)
+					WithHint("curfew admin group set %s …", g)
 			} else if err != nil {
 				return err
 			}

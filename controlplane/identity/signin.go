@@ -172,7 +172,7 @@ func (s *Service) admit(tx Tx, session Session, sigErr error) (refused, err erro
 		!slices.Contains(user.SSHKeys, session.SSHKey) {
 		refused = reason.SignIn("sign-in refused: the signature is not by an SSH key of user %s, or "+
 			"the user is unknown or disabled", session.User).
-			WithHint("check --user and --key; an admin sees your keys with curfew admin users")
+			WithHint("check --user and --key; an admin sees your keys with curfew admin user ls")
 		s.c.Log.Warn("sign-in refused", "user", session.User, "signature", sigErr)
 		if err != nil {
 			return refused, nil

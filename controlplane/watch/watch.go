@@ -24,6 +24,8 @@ type Change struct {
 	Requests []string
 	// Hosts whose set of live grants changed.
 	Hosts []grant.HostID
+	// Heard are hosts that said something: sessions, health, coming and going.
+	Heard []grant.HostID
 	// Records is set when the trail grew.
 	Records bool
 	// Messages is set when the outbox grew, Trust when the trust file changed.
@@ -32,7 +34,7 @@ type Change struct {
 
 // Empty says whether nothing that anybody waits for changed.
 func (c *Change) Empty() bool {
-	return len(c.Requests) == 0 && len(c.Hosts) == 0 && !c.Records && !c.Messages && !c.Trust
+	return len(c.Requests) == 0 && len(c.Hosts) == 0 && len(c.Heard) == 0 && !c.Records && !c.Messages && !c.Trust
 }
 
 // AddRequest adds a request, once.
