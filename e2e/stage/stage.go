@@ -149,7 +149,7 @@ func (s *Stage) boot(ctx context.Context) error {
 	install := func(what string) func(string) error {
 		return func(at string) error {
 			cmd := exec.CommandContext(ctx, filepath.Join(root, "packaging/install.sh"),
-				"--root", at, "--activate", what)
+				"--root", at, what)
 			if out, err := cmd.CombinedOutput(); err != nil {
 				return fmt.Errorf("install.sh %s: %w\n%s", what, err, out)
 			}
@@ -159,6 +159,10 @@ func (s *Stage) boot(ctx context.Context) error {
 	boot, ctx := errgroup.WithContext(ctx)
 	boot.Go(func() (err error) {
 		s.Control, err = s.AddHost(ctx, world.HostOptions{Name: "control", Install: install("controlplane")})
+		if err != nil {
+			return err
+		}
+		_, err = s.Control.Exec(ctx, "/usr/lib/curfew/setup", "controlplane")
 		return err
 	})
 	hosts := make([]*world.Host, len(s.options.Hosts))
@@ -186,6 +190,7 @@ func (s *Stage) boot(ctx context.Context) error {
 // not, and rescue, who breaks glass. All have SSH keys of their own kind: see Stage.LocalKey.
 func (s *Stage) furnish(ctx context.Context, h *world.Host) error {
 	const people = `
+/usr/lib/curfew/setup agent
 for u in carol gus lou rescue; do
   useradd -m -s /bin/bash "$u"
   install -d -m 700 -o "$u" -g "$u" "/home/$u/.ssh"
