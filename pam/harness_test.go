@@ -82,6 +82,11 @@ func newWorld(t *testing.T) *world {
 	}
 	w.setTable(enforce)
 	w.service("sshd")
+	// Without one libpam complains in the log on every start.
+	other := "auth required pam_deny.so\naccount required pam_deny.so\n"
+	if err := os.WriteFile(w.services+"/other", []byte(other), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	return w
 }
 

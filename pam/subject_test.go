@@ -1,0 +1,320 @@
+package pam_test
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/curfew-access/curfew/internal/gatewire"
+)
+
+// TestWhoIsAskedAbout is section 5's rule as a table: caller's real uid, PAM_USER, service.
+func TestWhoIsAskedAbout(t *testing.T) {
+	const (
+		root, system, bob, carol, rescue, stranger = 0, 998, 1001, 1002, 1003, 1004
+
+		alice = 1900000001
+	)
+	w := newWorld(t)
+	a := w.agent(say(gatewire.Allow, ""))
+	for _, c := range []struct {
+		service string
+		caller  int
+		user    string
+		asked   bool
+	}{
+		// By name, for everything that is not an elevation, whoever runs the service.
+		{"sshd", root, "alice", true},
+		{"sshd", root, "bob", true},
+		{"sshd", root, "carol", false},
+		{"sshd", root, "rescue", false},
+		{"sshd", root, "root", false},
+		{"sshd", root, "mallory", false},
+		{"sshd", root, "system", false}, // uid below 1000, whatever the table says
+		{"sshd", root, "alic", false},
+		{"sshd", root, "alicee", false},
+		{"sshd", root, "Alice", false},
+		{"login", root, "alice", true},
+		{"cron", root, "bob", true},
+		{"cron", root, "carol", false},
+		{"atd", root, "bob", true},
+		{"systemd-user", root, "alice", true},
+		{"polkit-1", stranger, "bob", true},
+		{"other", bob, "mallory", false},
+		// By the caller's real uid, whatever PAM_USER says: in open_session it says root.
+		{"sudo", bob, "bob", true},
+		{"sudo", bob, "root", true},
+		{"sudo", bob, "mallory", true},
+		{"sudo", alice, "root", true},
+		{"sudo", carol, "carol", true},
+		{"sudo", carol, "root", true},
+		{"sudo-i", carol, "root", true},
+		{"sudo-i", alice, "root", true},
+		{"sudo", rescue, "root", false},
+		{"sudo", stranger, "root", false},
+		{"sudo", stranger, "bob", false},
+		{"sudo", root, "bob", false},
+		{"sudo", system, "bob", false},
+		{"sudo-i", stranger, "alice", false},
+		// su: the caller, and the one they become.
+		{"su", bob, "root", true},
+		{"su-l", bob, "mallory", true},
+		{"su", alice, "root", true},
+		{"su", carol, "root", false},
+		{"su", carol, "bob", true},
+		{"su", stranger, "root", false},
+		{"su", stranger, "mallory", false},
+		{"su", stranger, "bob", true},
+		{"su-l", stranger, "alice", true},
+		{"su", stranger, "carol", false},
+		{"su", stranger, "system", false},
+		{"su", rescue, "bob", false},
+		{"su", root, "bob", false},
+		{"su-l", root, "alice", false},
+	} {
+		w.service(c.service)
+		asCaller(t, c.caller, func() {
+			l := w.start(c.service, c.user)
+			want, asks := ignored, 0
+			if c.asked {
+				want, asks = success, 1
+			}
+			name := fmt.Sprintf("%s by %d as %s", c.service, c.caller, c.user)
+			l.expect(name+": account", l.AcctMgmt, want)
+			if n := a.asks(); n != asks {
+				t.Errorf("%s: account asked %d times, want %d", name, n, asks)
+			}
+			l.expect(name+": open_session", l.OpenSession, want)
+			if c.asked {
+				if uid := a.last().UID; uid != uint32(c.caller) {
+					t.Errorf("%s: the agent heard of uid %d", name, uid)
+				}
+			}
+			if n := a.asks(); n != asks {
+				t.Errorf("%s: open_session asked %d times, want %d", name, n, asks)
+			}
+		})
+	}
+}
+
+// TestAUserWhoCannotBeNamedIsDenied: sudo's subject is the uid, so a PAM_USER of any kind gets here.
+func TestAUserWhoCannotBeNamedIsDenied(t *testing.T) {
+	for _, user := range []string{strings.Repeat("u", 65), "a\nb", "a\x7f"} {
+		w := newWorld(t)
+		w.service("sudo")
+		a := w.agent(say(gatewire.Allow, ""))
+		asCaller(t, 1001, func() {
+			l := w.start("sudo", user)
+			l.expect("account", l.AcctMgmt, denied, oops(cannot))
+		})
+		if n := a.asks(); n != 0 {
+			t.Errorf("%q: the agent was asked", user)
+		}
+	}
+}
+
+func TestAServiceTooLongIsDenied(t *testing.T) {
+	w := newWorld(t)
+	name := strings.Repeat("s", 33)
+	w.service(name)
+	w.agent(say(gatewire.Allow, ""))
+	l := w.start(name, "alice")
+	l.expect("account", l.AcctMgmt, denied, oops(cannot))
+}
+
+func TestNoUserIsNobody(t *testing.T) {
+	w := newWorld(t)
+	w.agent(say(gatewire.Allow, ""))
+	l := w.start("sshd", "")
+	if err := l.AcctMgmt(0); err == nil || errors.Is(err, ignored) {
+		t.Errorf("account without a user: %v; want a refusal", err)
+	}
+}
+
+func TestObserveDeniesNobody(t *testing.T) {
+	garbage := func(int, gatewire.Request) []byte { return []byte("garbage") }
+	for name, f := range map[string]answer{
+		"allow":     say(gatewire.Allow, "words"),
+		"deny":      say(gatewire.Deny, "words"),
+		"ignore":    say(gatewire.Ignore, ""),
+		"try again": say(gatewire.TryAgain, "words"),
+		"garbage":   garbage,
+		"hang-up":   func(int, gatewire.Request) []byte { return nil },
+		"silence":   func(int, gatewire.Request) []byte { return silence },
+		"absent":    nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.setTable(strings.Replace(enforce, "mode enforce", "mode observe", 1))
+			asked := func() int { return 1 }
+			if f != nil {
+				asked = w.agent(f).asks
+			}
+			l := w.start("sshd", "alice")
+			l.expect("account", l.AcctMgmt, ignored)
+			if asked() == 0 {
+				t.Error("the agent was not asked: it has nothing to record")
+			}
+			l.expect("open_session", l.OpenSession, ignored)
+		})
+	}
+}
+
+func TestNoTableMeansNotSetUp(t *testing.T) {
+	w := newWorld(t)
+	if err := os.Remove(w.table); err != nil {
+		t.Fatal(err)
+	}
+	a := w.agent(say(gatewire.Deny, ""))
+	l := w.start("sshd", "alice")
+	l.expect("account", l.AcctMgmt, ignored)
+	l.expect("open_session", l.OpenSession, ignored)
+	if n := a.asks(); n != 0 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+// unreadable is every way to spoil a table. Who is in it then counts for nothing.
+var unreadable = map[string]func(w *world) error{
+	"empty":           func(w *world) error { w.setTable(""); return nil },
+	"no end":          func(w *world) error { w.setTable(strings.TrimSuffix(enforce, "end\n")); return nil },
+	"end without LF":  func(w *world) error { w.setTable(strings.TrimSuffix(enforce, "\n")); return nil },
+	"after the end":   func(w *world) error { w.setTable(enforce + "\n"); return nil },
+	"cut in a line":   func(w *world) error { w.setTable(enforce[:60]); return nil },
+	"observe, cut":    func(w *world) error { w.setTable("curfew-gate 1\nmode observe\n"); return nil },
+	"wrong version":   func(w *world) error { w.setTable("curfew-gate 2" + enforce[13:]); return nil },
+	"unknown class":   func(w *world) error { w.setTable(strings.Replace(enforce, "exempt", "exempts", 1)); return nil },
+	"unknown mode":    func(w *world) error { w.setTable(strings.Replace(enforce, "enforce", "off", 1)); return nil },
+	"two spaces":      func(w *world) error { w.setTable(strings.Replace(enforce, "gated ", "gated  ", 1)); return nil },
+	"uid with a zero": func(w *world) error { w.setTable(strings.Replace(enforce, "1001", "01001", 1)); return nil },
+	"NUL":             func(w *world) error { w.setTable(strings.Replace(enforce, "bob\n", "bob\n\x00", 1)); return nil },
+	"carriage return": func(w *world) error { w.setTable(strings.ReplaceAll(enforce, "\n", "\r\n")); return nil },
+	"line of 129 bytes": func(w *world) error {
+		w.setTable(strings.Replace(enforce, "end", "gated 1009 "+strings.Repeat("x", 117)+"\nend", 1))
+		return nil
+	},
+	"over 4 MiB": func(w *world) error {
+		line := "gated 100000 " + strings.Repeat("x", 64) + "\n"
+		w.setTable(strings.Replace(enforce, "end", strings.Repeat(line, 4<<20/len(line))+"end", 1))
+		return nil
+	},
+	"another's":       func(w *world) error { return os.Chown(w.table, 1001, 0) },
+	"group-writable":  func(w *world) error { return os.Chmod(w.table, 0o620) },
+	"world-writable":  func(w *world) error { return os.Chmod(w.table, 0o602) },
+	"a FIFO":          func(w *world) error { return errors.Join(os.Remove(w.table), unix.Mkfifo(w.table, 0o600)) },
+	"a folder":        func(w *world) error { return errors.Join(os.Remove(w.table), os.Mkdir(w.table, 0o700)) },
+	"a link":          func(w *world) error { return errors.Join(os.Rename(w.table, w.dir+"/t"), os.Symlink("t", w.table)) },
+	"a dangling link": func(w *world) error { return errors.Join(os.Remove(w.table), os.Symlink("t", w.table)) },
+	"a link loop":     func(w *world) error { return errors.Join(os.Remove(w.table), os.Symlink("gate.conf", w.table)) },
+	"a device": func(w *world) error {
+		return errors.Join(os.Remove(w.table), unix.Mknod(w.table, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 5))))
+	},
+	"a socket": func(w *world) error {
+		_, err := net.Listen("unix", w.table+".s")
+		return errors.Join(err, os.Rename(w.table+".s", w.table))
+	},
+	"below a file": func(w *world) error {
+		w.table += "/gate.conf"
+		w.service("sshd")
+		return nil
+	},
+}
+
+func TestUnreadableTable(t *testing.T) {
+	for name, spoil := range unreadable {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			if err := spoil(w); err != nil {
+				t.Fatal(err)
+			}
+			// Without an agent local people keep their logins.
+			l := w.start("sshd", "mallory")
+			l.expect("account without agent", l.AcctMgmt, ignored)
+			l.expect("open_session without agent", l.OpenSession, ignored)
+			root := w.start("sshd", "root")
+			root.expect("root's account", root.AcctMgmt, ignored)
+			// With one, it decides, and about everybody but root.
+			verdict := gatewire.Deny
+			a := w.agent(func(n int, r gatewire.Request) []byte { return say(verdict, "")(n, r) })
+			l.expect("account denied", l.AcctMgmt, denied, oops("Curfew denies this"))
+			verdict = gatewire.Allow
+			l.expect("account allowed", l.AcctMgmt, success)
+			verdict = gatewire.Ignore
+			l.expect("account ignored", l.AcctMgmt, ignored)
+			verdict = gatewire.TryAgain
+			l.expect("account to be tried again", l.AcctMgmt, ignored)
+			if n := a.asks(); n != 4 {
+				t.Errorf("asked %d times, want 4", n)
+			}
+			root.expect("root's account", root.AcctMgmt, ignored)
+			if n := a.asks(); n != 0 {
+				t.Errorf("asked about root")
+			}
+		})
+	}
+}
+
+// TestTableAtItsCap: the largest table that is allowed is read to its last line.
+func TestTableAtItsCap(t *testing.T) {
+	w := newWorld(t)
+	var b strings.Builder
+	b.WriteString("curfew-gate 1\nmode enforce\n")
+	for uid := 100_000; b.Len() < 4<<20-200; uid++ {
+		fmt.Fprintf(&b, "gated %d user-%064d\n", uid, uid%7)
+	}
+	long := "gated 4294967294 " + strings.Repeat("z", 64)
+	b.WriteString(long + "\n")
+	b.WriteString("end\n")
+	text := strings.ReplaceAll(b.String(), "user-", "")
+	w.setTable(text)
+	a := w.agent(say(gatewire.Allow, ""))
+	l := w.start("sshd", strings.Repeat("z", 64))
+	l.expect("the last person", l.AcctMgmt, success)
+	if n := a.asks(); n != 1 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+// TestTableReplacedUnderLogins: a rename swaps whole tables, so nobody meets half of one.
+func TestTableReplacedUnderLogins(t *testing.T) {
+	w := newWorld(t)
+	w.agent(say(gatewire.Allow, ""))
+	long := strings.Replace(enforce, "end", strings.Repeat("gated 5000 x\n", 2000)+"end", 1)
+	stop := make(chan struct{})
+	stopped := make(chan error)
+	go func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				stopped <- nil
+				return
+			default:
+			}
+			text := []string{enforce, long}[i%2]
+			err := errors.Join(os.WriteFile(w.dir+"/new", []byte(text), fs.FileMode(0o600)),
+				os.Rename(w.dir+"/new", w.table))
+			if err != nil {
+				stopped <- err
+				return
+			}
+		}
+	}()
+	for range 300 {
+		l := w.start("sshd", "alice")
+		l.expect("managed", l.AcctMgmt, success)
+		other := w.start("sshd", "mallory")
+		other.expect("unmanaged", other.AcctMgmt, ignored)
+		_ = l.End()
+		_ = other.End()
+	}
+	close(stop)
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
+}
