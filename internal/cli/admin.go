@@ -55,7 +55,7 @@ func (a *app) adminUserCmd() *cobra.Command {
 	add.Flags().StringArrayVarP(&o.keys, "key", "k", nil, "SSH public key, or a file of them")
 	add.Flags().BoolVar(&o.admin, "admin", false, "may manage the directory")
 	add.Flags().BoolVar(&o.replace, "replace", false,
-		"replace the keys and the admin flag of a person who exists")
+		"replace the keys and the admin flag of a person who exists; enables a disabled one")
 	disable := &cobra.Command{
 		Use:               "disable NAME",
 		Short:             "End a person's sign-in, sessions and live access; the uid stays theirs",

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -162,8 +163,13 @@ func (a *app) describeRequest(r *apiv1.Request) []field {
 	return fields
 }
 
+// termsOf says what the newest terms open. Of an extension that was decided, the terms are newer than
+// the reason and the duration that the request shows.
 func (a *app) termsOf(r *apiv1.Request) []field {
-	t, err := checkedTerms(r)
+	t, err := grant.ParseTerms(r.GetTerms())
+	if err == nil && t.GetRequestId() != r.GetId() {
+		err = errors.New("the terms are another request's")
+	}
 	if err != nil {
 		return []field{{"Terms", styled(alarm, err.Error())}}
 	}
@@ -176,15 +182,21 @@ func (a *app) termsOf(r *apiv1.Request) []field {
 
 func (a *app) decision(d *apiv1.Decision) field {
 	words, label := d.GetApprover()+" "+a.when(d.GetAtMs()).text, "Approved"
-	if !d.GetApproved() {
+	switch {
+	case denial(d):
 		label = "Denied"
 		words += ": " + d.GetReason()
+	case !d.GetApproved():
+		label = "Void" // an approval that no longer counts
 	}
 	if d.GetRevision() > 1 {
 		words += fmt.Sprintf(", revision %d", d.GetRevision())
 	}
 	return field{label, text(words)}
 }
+
+// denial tells a no, which always has a reason, from an approval that no longer counts.
+func denial(d *apiv1.Decision) bool { return !d.GetApproved() && d.GetReason() != "" }
 
 func (a *app) grantText(g *apiv1.HostGrant) cell {
 	id := hex.EncodeToString(g.GetGrantId())

@@ -96,6 +96,9 @@ func (f *fake) draw(r *apiv1.Request, follows []byte) error {
 // shown is a copy for the caller, with the lies that the test ordered.
 func (f *fake) shown(r *apiv1.Request) *apiv1.Request {
 	c := proto.CloneOf(r)
+	if first := f.reasons[r.GetId()]; !r.GetExtensionPending() && first != "" {
+		c.Reason = first // an extension's own reason is shown while it waits
+	}
 	switch {
 	case f.tamper["reason"]:
 		c.Reason = "something harmless"
@@ -365,6 +368,9 @@ func (f *fake) Extend(_ context.Context, in *apiv1.ExtendRequest) (*apiv1.Extend
 	r.ExtensionPending = true
 	if err := grant.CheckReason(in.GetReason()); err != nil {
 		return nil, refuse(apiv1.Code_CODE_INVALID, "%v", err)
+	}
+	if f.reasons[r.GetId()] == "" {
+		f.reasons[r.GetId()] = r.GetReason()
 	}
 	r.Reason = in.GetReason()
 	if err := f.draw(r, old); err != nil {

@@ -51,6 +51,7 @@ type fake struct {
 	roles      map[string]*apiv1.Role
 	hosts      map[string]*fakeHost
 	requests   []*apiv1.Request
+	reasons    map[string]string // the first one of a request that was extended
 	challenges map[string]bool
 	sessions   map[[32]byte]string
 	leaves     [][]byte
@@ -74,7 +75,7 @@ func startFake(t testing.TB) *fake {
 		changed: make(chan struct{}), breaks: make(chan struct{}), users: map[string]*apiv1.User{},
 		groups: map[string][]string{}, roles: map[string]*apiv1.Role{},
 		hosts: map[string]*fakeHost{}, challenges: map[string]bool{},
-		sessions: map[[32]byte]string{}, tamper: map[string]bool{},
+		sessions: map[[32]byte]string{}, reasons: map[string]string{}, tamper: map[string]bool{},
 	}
 	var err error
 	if _, f.root, err = ed25519.GenerateKey(rand.Reader); err != nil {

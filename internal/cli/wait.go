@@ -67,10 +67,10 @@ func (w *wait) judgeUnissued(r *apiv1.Request) standing {
 		if d.GetRevision() != w.revision {
 			continue
 		}
-		if !d.GetApproved() {
+		if denial(d) {
 			return standing{done: true, err: w.denied(r)}
 		}
-		approved = true
+		approved = approved || d.GetApproved()
 	}
 	switch {
 	case r.GetState() == apiv1.RequestState_REQUEST_STATE_ENDED:
@@ -124,7 +124,7 @@ func (w *wait) what() string {
 
 func (w *wait) denied(r *apiv1.Request) error {
 	for _, d := range r.GetDecisions() {
-		if !d.GetApproved() && d.GetRevision() == w.revision {
+		if denial(d) && d.GetRevision() == w.revision {
 			return fail(exitDenied, "%s was denied by %s: %s", w.what(), d.GetApprover(),
 				d.GetReason())
 		}

@@ -92,6 +92,13 @@ func TestJudge(t *testing.T) {
 			},
 			text: "id approved · waiting for web1, web2",
 		},
+		{
+			name: "extension lapsed with a void approval", state: granted, revision: 2, done: true,
+			code: exitTimeout,
+			more: func(r *apiv1.Request) {
+				r.Decisions = []*apiv1.Decision{{Approver: "bob", Revision: 2}}
+			},
+		},
 		{name: "extension lapsed", state: granted, revision: 2, done: true, code: exitTimeout},
 		{
 			name: "extension there", state: granted, revision: 2, done: true,
