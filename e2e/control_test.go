@@ -143,7 +143,7 @@ func TestEverythingCanBeSeen(t *testing.T) {
 	}
 	s.curfew(bob, 0, []string{"log", "--verify"})
 	// An alteration is detected: by the reader, who remembers the last head, and by the host.
-	s.ok(tamper(s))
+	s.ok(s.tamper())
 	r, err := bob.Curfew(s.ctx, "log", "--verify")
 	s.ok(err)
 	if r.Exit == 0 {
