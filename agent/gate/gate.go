@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -53,6 +54,13 @@ type Config struct {
 type Server struct {
 	cfg   Config
 	table atomic.Pointer[Table]
+	stats stats
+	quiet *denials
+	// asking holds a token for every connection that has no answer yet.
+	asking chan struct{}
+
+	mu     sync.Mutex     // guards askers
+	askers map[uint32]int // connections without an answer, by the real uid of who asks
 }
 
 // New checks the configuration. Until the first Publish every question is answered "try again".
@@ -62,12 +70,16 @@ func New(cfg Config) (*Server, error) {
 		cfg.Log == nil:
 		return nil, errors.New("gate: Listener, Sessions, Events, Clock and Log are required")
 	case cfg.Listener.Addr().Network() != "unixpacket":
-		return nil, fmt.Errorf("gate: the listener is %s, not unixpacket", cfg.Listener.Addr().Network())
+		return nil, fmt.Errorf("gate: the listener is %s, not unixpacket",
+			cfg.Listener.Addr().Network())
 	}
 	if err := grant.CheckHostName(cfg.Host); err != nil {
 		return nil, fmt.Errorf("gate: %w", err)
 	}
-	return &Server{cfg: cfg}, nil
+	return &Server{
+		cfg: cfg, asking: make(chan struct{}, maxAsking), askers: make(map[uint32]int),
+		quiet: newDenials(),
+	}, nil
 }
 
 // Publish puts a table in force for every question from now on. The caller must not change it after.
@@ -76,15 +88,27 @@ func (s *Server) Publish(t *Table) {
 	s.table.Store(t)
 }
 
-// Stats counts answers since the start.
+// Stats counts what happened since the start. Refused are connections that got no answer: garbage,
+// silence, or too many at once.
 type Stats struct {
 	Allowed, Denied, Ignored, TryAgain, Refused uint64
-	Open                                        int
-	Slowest                                     time.Duration
+	// WouldDeny counts the answers that observe mode turned into ignore.
+	WouldDeny uint64
+	// Slowest is the longest that an answer took, from the connection on.
+	Slowest time.Duration
+}
+
+type stats struct {
+	allowed, denied, ignored, tryAgain, refused, wouldDeny atomic.Uint64
+	slowest                                                atomic.Int64
 }
 
 // Stats returns the counts.
-func (s *Server) Stats() Stats { return Stats{} }
-
-// Run serves until ctx ends.
-func (s *Server) Run(ctx context.Context) error { return errors.New("gate: not built in this revision") }
+func (s *Server) Stats() Stats {
+	return Stats{
+		Allowed: s.stats.allowed.Load(), Denied: s.stats.denied.Load(),
+		Ignored: s.stats.ignored.Load(), TryAgain: s.stats.tryAgain.Load(),
+		Refused: s.stats.refused.Load(), WouldDeny: s.stats.wouldDeny.Load(),
+		Slowest: time.Duration(s.stats.slowest.Load()),
+	}
+}

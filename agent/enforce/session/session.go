@@ -21,6 +21,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/curfew-access/curfew/agent/enforce/account"
+	"github.com/curfew-access/curfew/agent/enforce/session/process"
 	"github.com/curfew-access/curfew/internal/grant"
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
@@ -30,6 +31,9 @@ const MaxSessions = 2048
 
 // ErrFull means that the registry is at MaxSessions.
 var ErrFull = errors.New("too many sessions on this host")
+
+// ErrNotLive means that a session's request ended before the session could open.
+var ErrNotLive = errors.New("the grant has just ended")
 
 // Session is one login or elevation. It is a value: the registry owns the original.
 type Session struct {
@@ -61,11 +65,15 @@ type Session struct {
 }
 
 // NoAudit is the kernel's value for an unset loginuid or audit session.
-const NoAudit = ^uint32(0)
+const NoAudit = process.NoAudit
+
+// firstPerson is the lowest uid that can be a person's; what is below is never managed.
+const firstPerson = 1000
 
 // Live is a grant that is in force, as the manager needs it.
 type Live struct {
 	RequestID  string
+	GrantID    grant.ID
 	Login      string
 	UID        uint32
 	Class      account.Class
@@ -84,6 +92,9 @@ type Target struct {
 	// Whole: no other live grant of this login remains, so that everything of the login's goes, not
 	// just this request's sessions. Has no effect on class elevate.
 	Whole bool
+	// Cause and By tell the people whose sessions end why.
+	Cause curfewv1.EndCause
+	By    string
 }
 
 // Residue is what is left of a target after Kill.
@@ -128,7 +139,7 @@ func (c Config) check() error {
 		return fmt.Errorf("session: Dir %q is not an absolute path", c.Dir)
 	case c.Clock == nil || c.Events == nil || c.Log == nil:
 		return errors.New("session: Clock, Events and Log are required")
-	case c.UIDMin < 1000 || c.UIDMin > c.UIDMax:
+	case c.UIDMin < firstPerson || c.UIDMin > c.UIDMax:
 		return fmt.Errorf("session: uids %d to %d are no range of people's", c.UIDMin, c.UIDMax)
 	case len(c.Backstop) == 0 || len(c.Backstop[0]) == 0 || c.Backstop[0][0] != '/':
 		return fmt.Errorf("session: backstop command %q has no absolute path", c.Backstop)

@@ -1,0 +1,74 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/curfew-access/curfew/internal/grant"
+)
+
+// backstopDelay leaves the end of a grant to the agent, which is quicker and says why; PID 1 comes
+// only when the agent did not.
+const backstopDelay = 5 * time.Second
+
+// systemctls is where systemctl is: the second on hosts whose /bin is a folder of its own.
+var systemctls = []string{"/usr/bin/systemctl", "/bin/systemctl"}
+
+// Arm makes PID 1 end a target without the agent: 5 s after end on the wall clock, or 5 s after left
+// has run, whichever comes first. It replaces the request's timer; there is none for an instant only
+// in the order new, then old, so that a crash in between leaves too many and never too few.
+func (m *Manager) Arm(ctx context.Context, t Target, end time.Time, left time.Duration) error {
+	if problems := t.check(); len(problems) > 0 {
+		return fmt.Errorf("arming the backstop: %s", problems[0])
+	}
+	name := fmt.Sprintf("curfew-end-%s-%s", t.RequestID, newID()[:8])
+	err := startTimer(ctx, timer{
+		name: name, description: "End of Curfew request " + t.RequestID,
+		at: end.Add(backstopDelay), after: max(left, 0) + backstopDelay,
+		commands: m.backstop(t),
+	})
+	if err == nil {
+		err = stopMatching(ctx, timerPattern(t.RequestID), name+".timer")
+	}
+	m.problem("backstop "+t.RequestID, err)
+	if err != nil {
+		return fmt.Errorf("arming the backstop of request %s: %w", t.RequestID, err)
+	}
+	return nil
+}
+
+// backstop is what PID 1 runs: the agent's own command, which knows the sessions, and then the same
+// by systemd alone, should that command be gone or broken.
+func (m *Manager) backstop(t Target) [][]string {
+	own := append(append([]string{}, m.cfg.Backstop...), t.RequestID)
+	commands := [][]string{own, killUnits("curfew-" + t.RequestID + "-*.scope")}
+	if t.Whole && m.wholly(t) {
+		commands = append(commands, killUnits(fmt.Sprintf("user-%d.slice", t.UID)))
+	}
+	return commands
+}
+
+func killUnits(pattern string) []string {
+	program := systemctls[0]
+	if _, err := os.Stat(program); err != nil {
+		program = systemctls[1]
+	}
+	return []string{program, "--no-ask-password", "--signal=SIGKILL", "kill", pattern}
+}
+
+// Disarm removes PID 1's timers of a request.
+func (m *Manager) Disarm(ctx context.Context, request string) error {
+	if err := grant.CheckRequestID(request); err != nil {
+		return fmt.Errorf("disarming the backstop: %w", err)
+	}
+	err := stopMatching(ctx, timerPattern(request), "")
+	m.problem("backstop "+request, err)
+	if err != nil {
+		return fmt.Errorf("disarming the backstop of request %s: %w", request, err)
+	}
+	return nil
+}
+
+func timerPattern(request string) string { return "curfew-end-" + request + "-*.timer" }

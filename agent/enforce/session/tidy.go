@@ -1,0 +1,153 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/dbus"
+	godbus "github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+
+	"github.com/curfew-access/curfew/agent/enforce/account"
+	"github.com/curfew-access/curfew/agent/folder"
+	"github.com/curfew-access/curfew/internal/grant"
+)
+
+// tidyLimit bounds what is asked of logind. Nothing of it is needed for the kill: with logind and
+// the bus dead, cgroups and pidfds do the same.
+const tidyLimit = 500 * time.Millisecond
+
+const (
+	logindName = "org.freedesktop.login1"
+	logindPath = godbus.ObjectPath("/org/freedesktop/login1")
+	lingerDir  = "/var/lib/systemd/linger"
+	runUser    = "/run/user"
+)
+
+// tidyFiles takes away what would count or come back later: sudo's tickets of everybody; the jobs
+// and the lingering of a Curfew account. Jobs of local users are theirs; the gate holds them.
+func (m *Manager) tidyFiles(t Target) []string {
+	if grant.CheckUserName(t.Login) != nil || t.UID < firstPerson {
+		return nil // named already, and never a path; or a scope of somebody whom nobody remembers
+	}
+	errs := []error{removeTickets(t.Login, t.UID)}
+	if m.ownAccount(t) {
+		errs = append(errs, removeJobs(t.Login, t.UID), unlinkIn(lingerDir, t.Login))
+	}
+	var problems []string
+	for _, err := range errs {
+		if err != nil {
+			problems = append(problems, firstLine(err))
+		}
+	}
+	return problems
+}
+
+func (m *Manager) ownAccount(t Target) bool {
+	return t.Whole && t.Class == account.ClassAccount && m.wholly(t)
+}
+
+// tidySystemd tells logind and PID 1 what is over. They would find out by themselves, later.
+func (m *Manager) tidySystemd(ctx context.Context, k *killSet) {
+	var sessions []string
+	for scope := range k.login {
+		name := strings.TrimSuffix(path.Base(scope), ".scope")
+		sessions = append(sessions, strings.TrimPrefix(name, "session-"))
+	}
+	var users []uint32
+	for uid := range k.uid {
+		users = append(users, uid)
+	}
+	var group sync.WaitGroup
+	group.Go(func() {
+		if err := tidyLogind(ctx, sessions); err != nil {
+			m.cfg.Log.Warn("logind was not told; it is not needed", "error", err)
+		}
+	})
+	group.Go(func() {
+		if err := tidyUsers(ctx, users); err != nil {
+			m.cfg.Log.Warn("user managers were not stopped; their processes are killed", "error", err)
+		}
+	})
+	group.Wait()
+}
+
+// tidyLogind tells logind that sessions are over. go-systemd's login1 has neither a deadline nor an
+// error for this call, so it is made on the D-Bus library below it.
+func tidyLogind(ctx context.Context, sessions []string) error {
+	if len(sessions) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, tidyLimit)
+	defer cancel()
+	conn, err := godbus.ConnectSystemBus(godbus.WithContext(ctx))
+	if err != nil {
+		return fmt.Errorf("connecting to the message bus: %w", err)
+	}
+	defer func() { _ = conn.Close() }() // what mattered was answered
+	var errs []error
+	for _, id := range sessions {
+		// NoAutoStart: a logind that is dead is not worth waiting for.
+		err := conn.Object(logindName, logindPath).CallWithContext(ctx,
+			logindName+".Manager.TerminateSession", godbus.FlagNoAutoStart, id).Err
+		if err != nil && !noSuchSession(err) {
+			errs = append(errs, fmt.Errorf("terminating session %s: %w", id, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func noSuchSession(err error) bool {
+	var said godbus.Error
+	return errors.As(err, &said) && strings.HasPrefix(said.Name, logindName+".NoSuch")
+}
+
+// tidyUsers stops the managers of users and takes their /run/user/UID away.
+func tidyUsers(ctx context.Context, uids []uint32) error {
+	if len(uids) == 0 {
+		return nil
+	}
+	return ask(ctx, func(ctx context.Context, conn *dbus.Conn) error {
+		var errs []error
+		for _, uid := range uids {
+			id := strconv.FormatUint(uint64(uid), 10)
+			errs = append(errs, stop(ctx, conn, "user@"+id+".service"),
+				stop(ctx, conn, "user-runtime-dir@"+id+".service"))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// tidyRuntimeDir waits until systemd has taken a Curfew account's /run/user/UID away, and takes away
+// what is left when it is a plain folder. A mount that stays is said to be left.
+func (m *Manager) tidyRuntimeDir(ctx context.Context, t Target) []string {
+	if !m.ownAccount(t) {
+		return nil
+	}
+	name := strconv.FormatUint(uint64(t.UID), 10)
+	for {
+		_, err := os.Lstat(runUser + "/" + name)
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			dir, err := folder.Open(runUser, nil)
+			if err == nil {
+				err = errors.Join(dir.Remove(name), dir.Close())
+			}
+			if err != nil {
+				return []string{firstLine(err)}
+			}
+			return nil
+		case <-time.After(passPause):
+		}
+	}
+}
