@@ -14,6 +14,7 @@ import (
 	"github.com/curfew-access/curfew/agent/enforce/sudoers"
 	"github.com/curfew-access/curfew/agent/folder"
 	"github.com/curfew-access/curfew/internal/grant"
+	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
 // verdict is what the host's own checks said of a live grant.
@@ -26,13 +27,16 @@ type verdict struct {
 	stood, read bool
 }
 
-// Pending tells whether a live grant still waits for the host's checks (Admit, Verify).
-func (r *Reconciler) Pending(live []grant.Live) bool {
+// Pending tells whether any of these results still waits for the host's checks (Admit, Verify).
+func (r *Reconciler) Pending(results []Result) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.ContainsFunc(live, func(l grant.Live) bool {
-		v, ok := r.verdicts[l.ID]
-		return !ok || v.refused == "" && !v.read && len(l.Terms.GetSudoRules()) > 0
+	return slices.ContainsFunc(results, func(res Result) bool {
+		if !res.Applied() {
+			return res.Status == curfewv1.GrantStatus_GRANT_STATUS_UNSPECIFIED
+		}
+		v, checked := r.verdicts[res.Live.ID]
+		return !checked || !v.read && len(res.Live.Terms.GetSudoRules()) > 0
 	})
 }
 

@@ -222,7 +222,7 @@ func (h *host) tree() string {
 func (h *host) apply(s State) map[byte]Result {
 	h.t.Helper()
 	results, err := h.r.Apply(s)
-	if err == nil && h.r.Pending(s.Live) {
+	if err == nil && h.r.Pending(results) {
 		h.r.Admit(context.Background(), s)
 		results, err = h.r.Apply(s)
 		h.r.Verify(context.Background(), results)

@@ -276,3 +276,10 @@ func grantOf(p string) string {
 	}
 	return ""
 }
+
+// Local returns the host's users and groups as of the last Apply.
+func (r *Reconciler) Local() account.Local {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.local
+}

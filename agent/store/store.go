@@ -48,6 +48,8 @@ type Config struct {
 	Kernel folder.Kernel
 	// MaxEvents bounds the unacknowledged events on disk, in bytes; 0 takes 16 MiB.
 	MaxEvents int64
+	// WithoutEvents leaves the event log alone: only one process may have it open.
+	WithoutEvents bool
 }
 
 // Store is the open folder. One goroutine uses it at a time.
@@ -75,6 +77,9 @@ func (s *Store) load(cfg Config) error {
 	if err := s.loadUIDs(); err != nil {
 		return err
 	}
+	if cfg.WithoutEvents {
+		return nil
+	}
 	sub, err := s.dir.Sub(eventsDir, 0o700)
 	if err != nil {
 		return fmt.Errorf("opening the events: %w", err)
@@ -87,9 +92,14 @@ func (s *Store) load(cfg Config) error {
 }
 
 // Close releases the folder.
-func (s *Store) Close() error { return errors.Join(s.events.dir.Close(), s.dir.Close()) }
+func (s *Store) Close() error {
+	if s.events == nil {
+		return s.dir.Close()
+	}
+	return errors.Join(s.events.dir.Close(), s.dir.Close())
+}
 
-// Events returns the log of this host's events.
+// Events returns the log of this host's events; nil when the store was opened without.
 func (s *Store) Events() *Events { return s.events }
 
 // Key returns the root half's private key.

@@ -1,0 +1,330 @@
+// Package agent is the root half of a host: it verifies what the control plane sends, keeps it, makes
+// the host equal to it, answers PAM and takes everything back on time.
+//
+// It has root and no network: what comes from the control plane comes through the link half
+// (agent/link, another process) as bounded frames over /run/curfew/link.sock, and everything in them
+// is checked against the host's own trust file (internal/grant). This file wires the rooms together
+// and is the only one that knows them all; owner.go is the one goroutine that changes the ledger.
+// Nothing here decides whether a grant is good or when it ends: internal/grant does.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/curfew-access/curfew/agent/enforce"
+	"github.com/curfew-access/curfew/agent/enforce/account"
+	"github.com/curfew-access/curfew/agent/enforce/keys"
+	"github.com/curfew-access/curfew/agent/enforce/session"
+	"github.com/curfew-access/curfew/agent/enforce/sudoers"
+	"github.com/curfew-access/curfew/agent/expiry"
+	"github.com/curfew-access/curfew/agent/gate"
+	"github.com/curfew-access/curfew/agent/store"
+	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/trail"
+	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
+)
+
+const (
+	heartbeatEvery = 30 * time.Second
+	pulseEvery     = time.Second
+	saveEvery      = time.Minute
+	maxJobs        = 8
+	toolTimeout    = 2 * time.Second
+
+	// LinkUser runs the link half.
+	LinkUser = "curfew-link"
+)
+
+// EnforceConfig is what the root half needs.
+type EnforceConfig struct {
+	// Root is the folder that all paths start from, "/" on a host.
+	Root string
+	// Program is this program's own path, which PID 1's timers run.
+	Program string
+	Version string
+	Clock   func() grant.Clock
+	Log     hclog.Logger
+}
+
+// Enforce is the root half.
+type Enforce struct {
+	cfg    EnforceConfig
+	store  *store.Store
+	owner  *owner
+	gate   *gate.Server
+	link   *net.UnixListener
+	admin  *net.UnixListener
+	beats  chan struct{}
+	closed []func() error
+}
+
+// NewEnforce opens the store and everything that the root half works with. It changes no access yet.
+func NewEnforce(cfg EnforceConfig) (*Enforce, error) {
+	switch {
+	case !filepath.IsAbs(cfg.Root) || !filepath.IsAbs(cfg.Program):
+		return nil, errors.New("agent: root and program are absolute paths")
+	case cfg.Clock == nil || cfg.Log == nil || cfg.Version == "":
+		return nil, errors.New("agent: clock, log and version are needed")
+	}
+	e := &Enforce{cfg: cfg, beats: make(chan struct{}, 1)}
+	if err := e.open(); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, nil
+}
+
+// Close releases what NewEnforce opened. Access stays as it is.
+func (e *Enforce) Close() error {
+	var errs []error
+	for i := len(e.closed) - 1; i >= 0; i-- {
+		errs = append(errs, e.closed[i]())
+	}
+	e.closed = nil
+	return errors.Join(errs...)
+}
+
+func (e *Enforce) path(name string) string { return filepath.Join(e.cfg.Root, name) }
+
+func (e *Enforce) open() error {
+	settings, err := LoadSettings(e.path(ConfigPath))
+	if err != nil {
+		return err
+	}
+	e.store, err = store.Open(store.Config{Directory: e.path(enforce.StateDir)})
+	if err != nil {
+		return err
+	}
+	e.closed = append(e.closed, e.store.Close)
+	key, err := e.store.Key()
+	if err != nil {
+		return err
+	}
+	ledger, err := e.store.Ledger()
+	if err != nil {
+		return err
+	}
+	host, err := e.store.Host()
+	if err != nil {
+		return err
+	}
+	o := &owner{
+		cfg: e.cfg, store: e.store, log: e.cfg.Log, ledger: ledger,
+		rec:   newRecorder(e.store.Events(), e.cfg.Clock, e.cfg.Log),
+		calls: make(chan func(context.Context), maxCalls), jobs: make(chan struct{}, maxJobs),
+		said: make(map[grant.ID]string), armed: make(map[string]time.Time),
+		condemned: make(map[grant.ID]bool), ending: make(map[string]*ending),
+		problems: make(map[string]string), welcome: host.Name,
+	}
+	o.use(settings)
+	e.owner = o
+	if err := e.openHost(o, host.Name); err != nil {
+		return err
+	}
+	o.up = &uplink{
+		key: key, rec: o.rec, log: e.cfg.Log, hello: o.hello, deliver: o.deliver,
+		allowed: e.linkUID(),
+	}
+	return e.listen(host.Name)
+}
+
+// openHost opens what works on the host itself.
+func (e *Enforce) openHost(o *owner, host string) (err error) {
+	o.recon, err = enforce.New(enforce.Config{
+		Root: e.cfg.Root, UIDs: e.store, Log: e.cfg.Log,
+		Keys: keys.Detect(context.Background(), e.path("usr/sbin/sshd"), e.path("usr/bin/ssh")),
+		Checker: sudoers.Checker{
+			Visudo: e.path("usr/sbin/visudo"), Cvtsudoers: e.path("usr/bin/cvtsudoers"),
+			Sudoers: e.path("etc/sudoers"), Timeout: toolTimeout,
+		},
+		Drift: func(repairs []enforce.Repair) { o.drifted(repairs) },
+	})
+	if err != nil {
+		return err
+	}
+	e.closed = append(e.closed, o.recon.Close)
+	o.sessions, err = session.New(session.Config{
+		Dir: e.path(enforce.RunDir + "/sessions"), Host: host,
+		UIDMin: o.settings.UIDRange.Min, UIDMax: o.settings.UIDRange.Max,
+		Clock: e.cfg.Clock, Events: o.rec, Log: e.cfg.Log, OnChange: e.beat,
+		Backstop: []string{e.cfg.Program, "purge", "--request"},
+	})
+	if err != nil {
+		return err
+	}
+	o.timer, err = expiry.New(expiry.Config{
+		Clock: e.cfg.Clock, OnDue: func(d expiry.Due) {
+			o.post(context.Background(), func(ctx context.Context) { o.due(ctx, d) })
+		},
+	})
+	return err
+}
+
+func (e *Enforce) listen(host string) (err error) {
+	o := e.owner
+	socket, err := gate.Listen(e.path(enforce.RunDir + "/gate.sock"))
+	if err != nil {
+		return err
+	}
+	e.closed = append(e.closed, closer(socket))
+	o.gate, err = gate.New(gate.Config{
+		Listener: socket, Host: host, Sessions: &homeMaker{Manager: o.sessions, owner: o},
+		Events: o.rec, Clock: e.cfg.Clock, Log: e.cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	e.gate = o.gate
+	if e.link, err = listen(e.path(enforce.RunDir+"/link.sock"), 0o660, e.linkGID()); err != nil {
+		return err
+	}
+	e.closed = append(e.closed, closer(e.link))
+	if e.admin, err = listen(e.path(enforce.RunDir+"/admin.sock"), 0o600, 0); err != nil {
+		return err
+	}
+	e.closed = append(e.closed, closer(e.admin))
+	return nil
+}
+
+// closer closes a listener that Run may have closed already.
+func closer(l *net.UnixListener) func() error {
+	return func() error {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+}
+
+// linkUID is the uid that may use the link socket beside root. Without such a user only root may.
+func (e *Enforce) linkUID() uint32 {
+	if l, err := account.ReadLocal(e.cfg.Root); err == nil {
+		if u, ok := l.User(LinkUser); ok {
+			return u.UID
+		}
+	}
+	e.cfg.Log.Error("the user curfew-link is missing; run systemd-sysusers")
+	return 0
+}
+
+func (e *Enforce) linkGID() int {
+	if l, err := account.ReadLocal(e.cfg.Root); err == nil {
+		if g, ok := l.Group(LinkUser); ok {
+			return int(g.GID)
+		}
+	}
+	return 0
+}
+
+// beat asks for a heartbeat soon. It never waits.
+func (e *Enforce) beat() {
+	select {
+	case e.beats <- struct{}{}:
+	default:
+	}
+}
+
+// Run expires what is over, makes the host equal to the ledger, and then serves until ctx ends. It
+// leaves access as it is when it returns: the deadlines on disk and PID 1's timers end it.
+func (e *Enforce) Run(ctx context.Context) error {
+	o := e.owner
+	group, ctx := errgroup.WithContext(ctx)
+	if err := o.boot(ctx); err != nil {
+		return fmt.Errorf("making the host equal to its grants: %w", err)
+	}
+	group.Go(func() error { return o.run(ctx, e.beats, e.watchdog()) })
+	group.Go(func() error { return o.timer.Run(ctx) })
+	group.Go(func() error { return o.sessions.Run(ctx) })
+	group.Go(func() error { return o.recon.Run(ctx) })
+	group.Go(func() error { return e.gate.Run(ctx) })
+	group.Go(func() error { return o.up.serve(ctx, e.link) })
+	group.Go(func() error { return o.serveAdmin(ctx, e.admin) })
+	group.Go(func() error { return o.watchSettings(ctx, e.path(ConfigPath)) })
+	e.notify(daemon.SdNotifyReady)
+	e.cfg.Log.Info("serving", "mode", o.settings.Mode, "host", o.ledger.Host(), "version", e.cfg.Version)
+	err := group.Wait()
+	e.notify(daemon.SdNotifyStopping)
+	o.beside.Wait()
+	o.rec.note(trail.KindAgentStopped, nil)
+	return err
+}
+
+// boot runs before anything is served and before the owner's goroutine: what ended while nobody
+// watched is closed first.
+func (o *owner) boot(ctx context.Context) error {
+	o.rec.note(trail.KindAgentStarted, func(ev *curfewv1.Event) {
+		ev.Details = detail("version", o.cfg.Version, "mode", o.settings.Mode)
+	})
+	next := o.ledger.Clone()
+	change := next.Tick(o.cfg.Clock())
+	_ = o.save(next) // says so itself; the ends that count are on disk already
+	o.ledger = next
+	o.ended(ctx, change.Ended)
+	o.orphans()
+	o.reconcile(ctx)
+	if why := o.problems["enforce"]; why != "" && len(o.recon.Local().Users) == 0 {
+		return errors.New(why)
+	}
+	return nil
+}
+
+// watchdog returns what the owner calls after each turn: as long as it turns, ends are on time.
+func (e *Enforce) watchdog() func() {
+	every, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		e.cfg.Log.Warn("systemd's watchdog cannot be fed", "error", err)
+	}
+	var fed time.Duration
+	var status string
+	return func() {
+		if text := e.owner.status(); text != status {
+			status = text
+			e.notify("STATUS=" + text)
+		}
+		if now := e.cfg.Clock().Boot; every > 0 && now-fed >= every/4 {
+			fed = now
+			e.notify(daemon.SdNotifyWatchdog)
+		}
+	}
+}
+
+func (e *Enforce) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		e.cfg.Log.Warn("systemd cannot be told", "state", state, "error", err)
+	}
+}
+
+// status is one line for systemctl status.
+func (o *owner) status() string {
+	var parts []string
+	applied := 0
+	var end time.Time
+	for _, r := range o.results {
+		if r.Applied() {
+			applied++
+		}
+		if end.IsZero() || r.Live.End.Before(end) {
+			end = r.Live.End
+		}
+	}
+	parts = append(parts, fmt.Sprintf("%s, %d grants", o.settings.Mode, applied))
+	if !end.IsZero() {
+		parts = append(parts, "next end "+end.UTC().Format(time.RFC3339))
+	}
+	if !o.up.connected() {
+		parts = append(parts, "link half not connected")
+	}
+	if n := len(o.problems); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d problems: see curfew-agent status", n))
+	}
+	return strings.Join(parts, "; ")
+}

@@ -1,0 +1,355 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/curfew-access/curfew/agent/enforce"
+	"github.com/curfew-access/curfew/agent/enforce/session"
+	"github.com/curfew-access/curfew/agent/expiry"
+	"github.com/curfew-access/curfew/agent/gate"
+	"github.com/curfew-access/curfew/agent/store"
+	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/trail"
+	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
+)
+
+// maxCalls bounds what waits for the owner; who comes when it is full waits himself.
+const maxCalls = 256
+
+// owner is the one goroutine that changes the ledger. Everybody else hands it functions through a
+// bounded queue, and reads what it publishes. It never runs another program and never waits for a
+// process to die: those jobs run beside it and come back as functions.
+type owner struct {
+	cfg      EnforceConfig
+	store    *store.Store
+	rec      *recorder
+	recon    *enforce.Reconciler
+	sessions *session.Manager
+	gate     *gate.Server
+	timer    *expiry.Timer
+	up       *uplink
+	log      hclog.Logger
+	calls    chan func(context.Context)
+	// jobs has one token per small job that runs beside; beside is waited for at the end.
+	jobs   chan struct{}
+	beside sync.WaitGroup
+
+	// homes and making are for making homes, which the gate's goroutines do.
+	homes  atomic.Pointer[homeRules]
+	making sync.Mutex
+
+	// What follows belongs to the owner's goroutine.
+	ledger   *grant.Ledger
+	settings Settings
+	results  []enforce.Result
+	// said is what was last recorded of each live grant, so that each word is said once.
+	said map[grant.ID]string
+	// armed is the end for which PID 1's timer of a request was set.
+	armed map[string]time.Time
+	// condemned are grants that a state has ended, while the ledger that says so cannot be kept.
+	condemned map[grant.ID]bool
+	ending    map[string]*ending
+	checking  bool
+	ack       *pendingAck
+	leaseOver bool
+	saved     time.Time
+	problems  map[string]string // by what they are about
+	welcome   string            // the name the control plane calls this host by
+	refused   string            // why the control plane does not serve this host
+}
+
+// pendingAck is the answer to the newest state, once everything that it lists is applied or failed.
+type pendingAck struct {
+	epoch, sequence uint64
+	missing         []grant.ID
+}
+
+// do runs f in the owner and waits for it.
+func (o *owner) do(ctx context.Context, f func(context.Context)) error {
+	done := make(chan struct{})
+	call := func(ctx context.Context) { defer close(done); f(ctx) }
+	select {
+	case o.calls <- call:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// post runs f in the owner some time later.
+func (o *owner) post(ctx context.Context, f func(context.Context)) {
+	select {
+	case o.calls <- f:
+	case <-ctx.Done():
+	}
+}
+
+// run is the owner's goroutine.
+func (o *owner) run(ctx context.Context, heartbeat <-chan struct{}, alive func()) error {
+	beat := time.NewTicker(heartbeatEvery)
+	defer beat.Stop()
+	pulse := time.NewTicker(pulseEvery)
+	defer pulse.Stop()
+	alive()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case f := <-o.calls:
+			f(ctx)
+		case <-beat.C:
+			o.heartbeat()
+		case <-heartbeat:
+			o.heartbeat()
+		case <-pulse.C:
+			o.retryEndings(ctx)
+		}
+		alive()
+	}
+}
+
+// spawn runs a job beside the owner. There is one check at a time, and one kill per batch.
+func (o *owner) spawn(job func()) {
+	o.beside.Add(1)
+	go func() {
+		defer o.beside.Done()
+		job()
+	}()
+}
+
+// spawnSmall runs one of many small jobs beside the owner; a few of them run at once.
+func (o *owner) spawnSmall(ctx context.Context, job func()) {
+	o.spawn(func() {
+		select {
+		case o.jobs <- struct{}{}:
+			defer func() { <-o.jobs }()
+			job()
+		case <-ctx.Done():
+		}
+	})
+}
+
+// deliver takes a message from the control plane.
+func (o *owner) deliver(ctx context.Context, m *curfewv1.ControlMessage) (err error) {
+	errDo := o.do(ctx, func(ctx context.Context) {
+		switch body := m.GetBody().(type) {
+		case *curfewv1.ControlMessage_Welcome:
+			o.welcome, o.refused = body.Welcome.GetHostName(), ""
+			o.log.Info("the control plane serves this host", "name", o.welcome)
+		case *curfewv1.ControlMessage_Trust:
+			o.acceptTrust(body.Trust.GetEnvelope())
+		case *curfewv1.ControlMessage_Grant:
+			o.acceptGrant(body.Grant.GetEnvelope())
+		case *curfewv1.ControlMessage_State:
+			o.acceptState(ctx, body.State)
+		case *curfewv1.ControlMessage_EventAck:
+			err = o.rec.acknowledged(body.EventAck.GetCount())
+		case *curfewv1.ControlMessage_Refused:
+			o.refused = grant.VisibleText(body.Refused.GetReason())
+			o.log.Error("the control plane refuses this host", "reason", o.refused)
+		default:
+			err = errors.New("a message of unknown kind")
+		}
+	})
+	return errors.Join(errDo, err)
+}
+
+func (o *owner) acceptTrust(env []byte) {
+	next := o.ledger.Clone()
+	err := next.AcceptTrust(env)
+	if err == nil {
+		err = o.save(next)
+	}
+	if err != nil {
+		o.log.Error("a trust file is refused", "error", err)
+		o.rec.note(trail.KindTrustRejected, func(e *curfewv1.Event) {
+			e.Details = detail("error", err.Error())
+		})
+		return
+	}
+	o.ledger = next
+	o.log.Info("a new trust file is in force", "version", next.TrustVersion())
+	o.rec.note(trail.KindTrustAccepted, func(e *curfewv1.Event) {
+		e.Details = detail("version", fmt.Sprint(next.TrustVersion()))
+	})
+}
+
+// acceptGrant verifies a grant and holds it. It becomes durable with the state that lists it; until
+// then nothing rests on it.
+func (o *owner) acceptGrant(env []byte) {
+	next := o.ledger.Clone()
+	held := make(map[grant.ID]bool)
+	for _, id := range o.ledger.HeldIDs() {
+		held[id] = true
+	}
+	id, err := next.AcceptGrant(env, o.cfg.Clock(), o.settings.ceiling())
+	o.ledger = next // it remembers refusals too
+	if held[id] {
+		return
+	}
+	kind := trail.KindGrantAccepted
+	if err != nil {
+		kind = trail.KindGrantRejected
+		o.log.Error("a grant is refused", "grant", id, "error", err)
+	} else {
+		o.log.Info("a grant is accepted", "grant", id)
+	}
+	o.rec.note(kind, func(e *curfewv1.Event) {
+		if id != (grant.ID{}) {
+			e.GrantId = id[:]
+		}
+		if err != nil {
+			e.Details = detail("error", err.Error())
+		}
+	})
+}
+
+// acceptState takes a newer list of live grants: kept first, then enforced, then acknowledged.
+func (o *owner) acceptState(ctx context.Context, msg *curfewv1.State) {
+	next := o.ledger.Clone()
+	change, err := next.AcceptState(msg, o.cfg.Clock())
+	if err != nil {
+		o.refuseState(err)
+		return
+	}
+	if err := o.save(next); err != nil {
+		// Nothing opens on what cannot be kept; what ended is over all the same.
+		for _, e := range change.Ended {
+			if !extended(e) {
+				o.condemned[e.ID] = true
+			}
+		}
+		o.refuseState(err)
+		o.ended(ctx, change.Ended)
+		o.reconcile(ctx)
+		return
+	}
+	o.ledger = next
+	clear(o.condemned)
+	o.ack = &pendingAck{epoch: next.Epoch(), sequence: next.Sequence(), missing: change.Missing}
+	if change.LeaseRenewed && o.leaseOver {
+		o.leaseOver = false
+		o.rec.note(trail.KindLeaseRenewed, nil)
+	}
+	if len(change.Started) > 0 {
+		o.recon.Retry()
+	}
+	o.ended(ctx, change.Ended)
+	o.reconcile(ctx)
+}
+
+func (o *owner) refuseState(err error) {
+	o.log.Error("a host state is refused", "error", err)
+	o.rec.note(trail.KindStateRejected, func(e *curfewv1.Event) {
+		e.Details = detail("error", err.Error())
+	})
+	o.up.send(&curfewv1.HostMessage{Body: &curfewv1.HostMessage_Ack{Ack: &curfewv1.Ack{
+		Epoch: o.ledger.Epoch(), Sequence: o.ledger.Sequence(), Detail: grant.VisibleText(err.Error()),
+		TrailCount: o.ledger.TrailCount(),
+	}}})
+}
+
+// save makes a ledger durable, which must come before anything rests on it.
+func (o *owner) save(l *grant.Ledger) error {
+	err := o.store.SaveLedger(l)
+	o.problem("store", err)
+	if err == nil {
+		o.saved = o.cfg.Clock().Wall
+	}
+	return err
+}
+
+// problem notes or clears what is wrong about something, and records it once.
+func (o *owner) problem(about string, err error) {
+	if err == nil {
+		delete(o.problems, about)
+		return
+	}
+	if o.problems[about] == err.Error() {
+		return
+	}
+	o.problems[about] = err.Error()
+	o.log.Error("a problem", "about", about, "error", err)
+	o.rec.note(trail.KindProblem, func(e *curfewv1.Event) {
+		e.Details = detail("about", about, "error", err.Error())
+	})
+}
+
+// due is called when a deadline has come, every 30 s, and when the clock was set.
+func (o *owner) due(ctx context.Context, d expiry.Due) {
+	if d.Cause == expiry.CauseJump {
+		o.log.Warn("the wall clock was set", "by", d.Jump)
+		o.rec.note(trail.KindClockJumped, func(e *curfewv1.Event) {
+			e.Details = detail("by", d.Jump.String())
+		})
+	}
+	if d.Cause == expiry.CauseRescan {
+		o.recon.Retry()
+	}
+	next := o.ledger.Clone()
+	change := next.Tick(o.cfg.Clock())
+	if len(change.Ended) > 0 || o.cfg.Clock().Wall.Sub(o.saved).Abs() > saveEvery {
+		// When this fails the grants are over all the same: their ends are on disk.
+		_ = o.save(next) // save says so
+	}
+	o.ledger = next
+	o.ended(ctx, change.Ended)
+	o.reconcile(ctx)
+}
+
+// hello makes the cursor that opens a connection.
+func (o *owner) hello(ctx context.Context) (m *curfewv1.HostMessage, err error) {
+	errDo := o.do(ctx, func(context.Context) {
+		now := o.cfg.Clock()
+		nonce, errNonce := o.ledger.NewNonce(now, rand.Reader)
+		if errNonce != nil {
+			err = errNonce
+			return
+		}
+		host, chain := o.ledger.Host(), o.rec.chain()
+		h := &curfewv1.Hello{
+			Protocol: 1, HostId: host[:], AgentVersion: o.cfg.Version, BootId: now.BootID,
+			TrustVersion: o.ledger.TrustVersion(), Epoch: o.ledger.Epoch(),
+			Sequence: o.ledger.Sequence(), TrailCount: o.ledger.TrailCount(),
+			TrailHead: o.ledger.TrailHead(), EventCount: chain.Count, EventHead: chain.Head, Nonce: nonce,
+		}
+		for _, id := range o.ledger.HeldIDs() {
+			h.GrantIds = append(h.GrantIds, id[:])
+		}
+		m = &curfewv1.HostMessage{Body: &curfewv1.HostMessage_Hello{Hello: h}}
+	})
+	return m, errors.Join(errDo, err)
+}
+
+// heartbeat says what runs and how the host is; its nonce renews the lease.
+func (o *owner) heartbeat() {
+	if !o.up.connected() {
+		return
+	}
+	now := o.cfg.Clock()
+	nonce, err := o.ledger.NewNonce(now, rand.Reader)
+	if err != nil {
+		o.log.Error("no heartbeat", "error", err)
+		return
+	}
+	o.up.send(&curfewv1.HostMessage{Body: &curfewv1.HostMessage_Heartbeat{
+		Heartbeat: &curfewv1.Heartbeat{
+			Nonce: nonce, Sessions: o.sessions.Sessions(), Mode: o.settings.Mode,
+			Problems: o.allProblems(), DriftRepaired: o.recon.DriftRepaired(),
+			TimeMs: now.Wall.UnixMilli(),
+		},
+	}})
+}
