@@ -24,14 +24,16 @@ import (
 	apiv1 "github.com/curfew-access/curfew/proto/curfew/api/v1"
 )
 
+const hostKey = "ssh-ed25519 " +
+	"AAAAC3NzaC1lZDI1NTE5AAAAIIQl8yIPbiQz9wqzMhlVLpyBkFfaqIhbk2Dxd8Ev0iYu"
+
 func TestAMachineBecomesAHost(t *testing.T) {
 	w, m := newWorld(t), newMachine(t)
 	token := w.token("web1", map[string]string{"env": "prod"})
 	req := m.request(t, token, "")
 	req.Address = "192.0.2.7"
 	req.Labels = map[string]string{"env": "test", "rack": "b4"}
-	req.SshHostKeys = []string{"ssh-ed25519 " +
-		"AAAAC3NzaC1lZDI1NTE5AAAAIIQl8yIPbiQz9wqzMhlVLpyBkFfaqIhbk2Dxd8Ev0iYu root@web1"}
+	req.SshHostKeys = []string{hostKey + " root@web1"}
 	resp, err := w.client(nil).Enrol(context.Background(), req)
 	if err != nil {
 		t.Fatal(err)
@@ -74,7 +76,8 @@ func checkCertificate(t *testing.T, w *world, der []byte, m machine) {
 	if cert.Subject.CommonName != m.id().String() || cert.IsCA {
 		t.Errorf("certificate for %q, CA %v", cert.Subject.CommonName, cert.IsCA)
 	}
-	if diff := cmp.Diff([]x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, cert.ExtKeyUsage); diff != "" {
+	usages := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	if diff := cmp.Diff(usages, cert.ExtKeyUsage); diff != "" {
 		t.Errorf("a host's certificate is good for more than being a client:\n%s", diff)
 	}
 	if life := cert.NotAfter.Sub(w.clock.now()).Round(time.Minute); life != enrol.HostLife {
@@ -175,6 +178,14 @@ func TestHonestMachinesAreNotLimited(t *testing.T) {
 	}
 }
 
+// request keeps the table below within its columns.
+type request = apiv1.EnrolRequest
+
+const (
+	denied  = apiv1.Code_CODE_DENIED
+	invalid = apiv1.Code_CODE_INVALID
+)
+
 func TestEnrolRefuses(t *testing.T) {
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
@@ -184,7 +195,7 @@ func TestEnrolRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	resign := func(m machine, r *apiv1.EnrolRequest) {
+	resign := func(m machine, r *request) {
 		r.Signature = ed25519.Sign(m.root, join.Message(r.Token, r.Csr))
 	}
 	many := make(map[string]string)
@@ -192,44 +203,84 @@ func TestEnrolRefuses(t *testing.T) {
 		many[fmt.Sprint("k", i)] = "v"
 	}
 	for name, c := range map[string]struct {
-		change func(machine, *apiv1.EnrolRequest)
+		change func(machine, *request)
 		want   apiv1.Code
 	}{
-		"no token":         {func(_ machine, r *apiv1.EnrolRequest) { r.Token = "" }, apiv1.Code_CODE_DENIED},
-		"token in a shell": {func(_ machine, r *apiv1.EnrolRequest) { r.Token = "$(reboot)" }, apiv1.Code_CODE_DENIED},
-		"no signature":     {func(_ machine, r *apiv1.EnrolRequest) { r.Signature = nil }, apiv1.Code_CODE_INVALID},
-		"another root key": {func(_ machine, r *apiv1.EnrolRequest) {
+		"no token": {func(_ machine, r *request) {
+			r.Token = ""
+		}, denied},
+		"token in a shell": {func(_ machine, r *request) {
+			r.Token = "$(reboot)"
+		}, denied},
+		"no signature": {func(_ machine, r *request) {
+			r.Signature = nil
+		}, invalid},
+		"another root key": {func(_ machine, r *request) {
 			r.RootPublicKey = newKey(t).Public().(ed25519.PublicKey)
-		}, apiv1.Code_CODE_INVALID},
-		"short root key": {func(_ machine, r *apiv1.EnrolRequest) { r.RootPublicKey = r.RootPublicKey[:31] }, apiv1.Code_CODE_INVALID},
-		"another link key": {func(_ machine, r *apiv1.EnrolRequest) {
+		}, invalid},
+		"short root key": {func(_ machine, r *request) {
+			r.RootPublicKey = r.RootPublicKey[:31]
+		}, invalid},
+		"another link key": {func(_ machine, r *request) {
 			r.Csr = newCSR(t, newKey(t))
-		}, apiv1.Code_CODE_INVALID},
-		"csr of another's key": {func(m machine, r *apiv1.EnrolRequest) {
+		}, invalid},
+		"csr of another's key": {func(m machine, r *request) {
 			r.Csr = bytes.Clone(r.Csr)
 			r.Csr[len(r.Csr)-1] ^= 1
 			resign(m, r)
-		}, apiv1.Code_CODE_INVALID},
-		"garbage csr":    {func(m machine, r *apiv1.EnrolRequest) { r.Csr = []byte("x"); resign(m, r) }, apiv1.Code_CODE_INVALID},
-		"long csr":       {func(m machine, r *apiv1.EnrolRequest) { r.Csr = make([]byte, 9<<10); resign(m, r) }, apiv1.Code_CODE_INVALID},
-		"RSA link key":   {func(m machine, r *apiv1.EnrolRequest) { r.Csr = newCSR(t, rsaKey); resign(m, r) }, apiv1.Code_CODE_INVALID},
-		"short link key": {func(m machine, r *apiv1.EnrolRequest) { r.Csr = newCSR(t, p224); resign(m, r) }, apiv1.Code_CODE_INVALID},
-		"other name":     {func(_ machine, r *apiv1.EnrolRequest) { r.Name = "web2" }, apiv1.Code_CODE_INVALID},
-		"upper case":     {func(_ machine, r *apiv1.EnrolRequest) { r.Name = "Web1" }, apiv1.Code_CODE_INVALID},
-		"path":           {func(_ machine, r *apiv1.EnrolRequest) { r.Name = "../web1" }, apiv1.Code_CODE_INVALID},
-		"homoglyph":      {func(_ machine, r *apiv1.EnrolRequest) { r.Name = "wеb1" }, apiv1.Code_CODE_INVALID},
-		"long name":      {func(_ machine, r *apiv1.EnrolRequest) { r.Name = strings.Repeat("a", 300) }, apiv1.Code_CODE_INVALID},
-		"option as address": {func(_ machine, r *apiv1.EnrolRequest) {
+		}, invalid},
+		"garbage csr": {func(m machine, r *request) {
+			r.Csr = []byte("x")
+			resign(m, r)
+		}, invalid},
+		"long csr": {func(m machine, r *request) {
+			r.Csr = make([]byte, 9<<10)
+			resign(m, r)
+		}, invalid},
+		"RSA link key": {func(m machine, r *request) {
+			r.Csr = newCSR(t, rsaKey)
+			resign(m, r)
+		}, invalid},
+		"short link key": {func(m machine, r *request) {
+			r.Csr = newCSR(t, p224)
+			resign(m, r)
+		}, invalid},
+		"other name": {func(_ machine, r *request) {
+			r.Name = "web2"
+		}, invalid},
+		"upper case": {func(_ machine, r *request) {
+			r.Name = "Web1"
+		}, invalid},
+		"path": {func(_ machine, r *request) {
+			r.Name = "../web1"
+		}, invalid},
+		"homoglyph": {func(_ machine, r *request) {
+			r.Name = "wеb1"
+		}, invalid},
+		"long name": {func(_ machine, r *request) {
+			r.Name = strings.Repeat("a", 300)
+		}, invalid},
+		"option as address": {func(_ machine, r *request) {
 			r.Address = "-oProxyCommand=id"
-		}, apiv1.Code_CODE_INVALID},
-		"address with newline": {func(_ machine, r *apiv1.EnrolRequest) { r.Address = "web1\nx" }, apiv1.Code_CODE_INVALID},
-		"label with newline":   {func(_ machine, r *apiv1.EnrolRequest) { r.Labels = map[string]string{"a": "b\nc"} }, apiv1.Code_CODE_INVALID},
-		"too many labels":      {func(_ machine, r *apiv1.EnrolRequest) { r.Labels = many }, apiv1.Code_CODE_INVALID},
-		"bad host key":         {func(_ machine, r *apiv1.EnrolRequest) { r.SshHostKeys = []string{"ssh-dss AAAA"} }, apiv1.Code_CODE_INVALID},
-		"host key with option": {func(_ machine, r *apiv1.EnrolRequest) {
-			r.SshHostKeys = []string{`command="id" ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIQl8yIPbiQz9wqzMhlVLpyBkFfaqIhbk2Dxd8Ev0iYu`}
-		}, apiv1.Code_CODE_INVALID},
-		"escape in version": {func(_ machine, r *apiv1.EnrolRequest) { r.AgentVersion = "\x1b[2J" }, apiv1.Code_CODE_INVALID},
+		}, invalid},
+		"address with newline": {func(_ machine, r *request) {
+			r.Address = "web1\nx"
+		}, invalid},
+		"label with newline": {func(_ machine, r *request) {
+			r.Labels = map[string]string{"a": "b\nc"}
+		}, invalid},
+		"too many labels": {func(_ machine, r *request) {
+			r.Labels = many
+		}, invalid},
+		"bad host key": {func(_ machine, r *request) {
+			r.SshHostKeys = []string{"ssh-dss AAAA"}
+		}, invalid},
+		"host key with option": {func(_ machine, r *request) {
+			r.SshHostKeys = []string{`command="id" ` + hostKey}
+		}, invalid},
+		"escape in version": {func(_ machine, r *request) {
+			r.AgentVersion = "\x1b[2J"
+		}, invalid},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, m := newWorld(t), newMachine(t)
@@ -243,7 +294,8 @@ func TestEnrolRefuses(t *testing.T) {
 				t.Errorf("%d hosts and %d used tokens after a refusal", hosts, used)
 			}
 			// A refusal spends nothing.
-			if _, err := w.client(nil).Enrol(context.Background(), m.request(t, token, "")); err != nil {
+			_, err := w.client(nil).Enrol(context.Background(), m.request(t, token, ""))
+			if err != nil {
 				t.Errorf("the honest request afterwards: %v", err)
 			}
 		})
@@ -265,7 +317,8 @@ func TestNamesAndKeysEnrolOnce(t *testing.T) {
 		t.Errorf("the same name again: %v", err)
 	}
 	w.store.change(m.id(), func(h *enrol.Host) { h.Removed = true })
-	if _, err := w.client(nil).Enrol(context.Background(), other.request(t, token, "")); err != nil {
+	_, err = w.client(nil).Enrol(context.Background(), other.request(t, token, ""))
+	if err != nil {
 		t.Errorf("the name of a removed host: %v", err)
 	}
 	_, err = w.client(nil).Enrol(context.Background(), m.request(t, w.token("web3", nil), ""))
@@ -308,7 +361,8 @@ func TestTokensRefuseBadInput(t *testing.T) {
 		"label name":  {"web1", map[string]string{"a b": "c"}},
 		"empty label": {"web1", map[string]string{"": "c"}},
 	} {
-		if _, _, err := w.service.CreateToken(context.Background(), "admin", c.host, c.labels); err == nil {
+		_, _, err := w.service.CreateToken(context.Background(), "admin", c.host, c.labels)
+		if err == nil {
 			t.Errorf("%s: a token was made", name)
 		}
 	}
@@ -325,7 +379,8 @@ func TestTokenIsStoredAsHash(t *testing.T) {
 	if !ok || len(w.store.tokens) != 1 {
 		t.Fatal("the token is not stored under its hash")
 	}
-	if text := fmt.Sprintf("%+v %+v", stored, w.store.records); strings.Contains(text, token[5:27]) {
+	text := fmt.Sprintf("%+v %+v", stored, w.store.records)
+	if strings.Contains(text, token[5:27]) {
 		t.Error("the secret stands in the store or on the trail")
 	}
 	if d := stored.ExpiresAt.Sub(w.clock.now()); d != 30*time.Minute {

@@ -164,7 +164,8 @@ func TestAuthorityIsReadBack(t *testing.T) {
 	if err := os.Chmod(key, 0o640); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := enrol.LoadAuthority(dir); err == nil || !strings.Contains(err.Error(), "chmod 0600") {
+	_, err = enrol.LoadAuthority(dir)
+	if err == nil || !strings.Contains(err.Error(), "chmod 0600") {
 		t.Errorf("a key that others can read: %v", err)
 	}
 }
@@ -181,7 +182,8 @@ func TestAuthorityRefusesAnotherKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, content := range map[string][]byte{
-		"another CA's key": key, "cut": key[:len(key)/2], "doubled": append(key, key...), "empty": nil,
+		"another CA's key": key, "cut": key[:len(key)/2], "doubled": append(key, key...),
+		"empty": nil,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, enrol.CAKeyFile), content, 0o600); err != nil {
 			t.Fatal(err)

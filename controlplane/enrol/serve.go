@@ -174,7 +174,7 @@ func enrolReason(err error, h Host) error {
 		return reason.Conflict("a host named %s exists", h.Name).
 			WithHint("remove that host first, or choose another name")
 	case errors.Is(err, ErrKeyKnown):
-		return reason.Conflict("this root key was enrolled before: a cloned image or a second join").
+		return reason.Conflict("this root key was enrolled before: a cloned image?").
 			WithHint("make fresh keys on the machine: curfew-agent join does when none exist")
 	}
 	return err

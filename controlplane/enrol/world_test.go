@@ -45,7 +45,8 @@ func (m *memory) PutJoinToken(_ context.Context, t enrol.JoinToken, r trail.Reco
 }
 
 func (m *memory) EnrolHost(
-	_ context.Context, hash [32]byte, decide func(enrol.JoinToken) (enrol.Host, trail.Record, error),
+	_ context.Context, hash [32]byte,
+	decide func(enrol.JoinToken) (enrol.Host, trail.Record, error),
 ) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -1,0 +1,482 @@
+package issue_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/curfew-access/curfew/controlplane/issue"
+	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/trail"
+	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
+)
+
+var noon = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+
+// memory is a Store for one request and any hosts.
+type memory struct {
+	mu        sync.Mutex
+	request   issue.Approved
+	err       error
+	grants    []issue.SealedGrant
+	records   []trail.Record
+	sequences map[grant.HostID]uint64
+	facts     issue.StateFacts
+	hashes    []tlog.Hash
+	reads     int
+}
+
+func (m *memory) ApprovedRequest(context.Context, string) (issue.Approved, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.request, m.err
+}
+
+func (m *memory) PutGrants(
+	_ context.Context, id string, revision uint32, grants []issue.SealedGrant, r trail.Record,
+) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case id != m.request.RequestID || revision != m.request.Revision:
+		return issue.ErrNotApproved
+	case m.request.Issued:
+		return issue.ErrIssued
+	}
+	m.request.Issued = true
+	m.grants, m.records = append(m.grants, grants...), append(m.records, r)
+	return nil
+}
+
+func (m *memory) NextState(
+	_ context.Context, host grant.HostID, _ time.Time, maxEnded int,
+) (issue.StateFacts, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err != nil {
+		return issue.StateFacts{}, m.err
+	}
+	m.sequences[host]++
+	f := m.facts
+	f.Sequence = m.sequences[host]
+	f.Ended = f.Ended[:min(len(f.Ended), maxEnded)]
+	return f, nil
+}
+
+func (m *memory) TrailHashes(context.Context) tlog.HashReader {
+	return tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.reads++
+		out := make([]tlog.Hash, 0, len(indexes))
+		for _, x := range indexes {
+			out = append(out, m.hashes[x])
+		}
+		return out, nil
+	})
+}
+
+func (m *memory) grow(t *testing.T, n uint64) {
+	t.Helper()
+	r := tlog.HashReaderFunc(func(indexes []int64) ([]tlog.Hash, error) {
+		out := make([]tlog.Hash, 0, len(indexes))
+		for _, x := range indexes {
+			out = append(out, m.hashes[x])
+		}
+		return out, nil
+	})
+	for ; m.facts.TrailCount < n; m.facts.TrailCount++ {
+		leaf := fmt.Appendf(nil, "record %d", m.facts.TrailCount)
+		more, err := trail.NewHashes(m.facts.TrailCount, leaf, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.hashes = append(m.hashes, more...)
+	}
+}
+
+func newIssuer(t *testing.T, m *memory) *issue.Issuer {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.sequences = make(map[grant.HostID]uint64)
+	i, err := issue.New(issue.Config{
+		Store: m, Key: key, Now: func() time.Time { return noon }, Log: hclog.NewNullLogger(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+func accepted() issue.Accepted {
+	return issue.Accepted{
+		Organisation: "example", RequestID: "0123456789ab", Revision: 1, Requester: "alice",
+		Login: "alice", UID: 1900000000,
+		Hosts: []issue.HostName{
+			{ID: grant.HostID{2}, Name: "web2"}, {ID: grant.HostID{1}, Name: "web1"},
+		},
+		Role: "ops", AllowLogin: true, Groups: []string{"www-data", "adm"},
+		SudoRules: []*curfewv1.SudoRule{{RunAs: "root", Command: "/usr/bin/id", Contained: true}},
+		Duration:  time.Hour, Reason: "nginx is down", Approvals: 1, ApproverGroup: "leads",
+		StartEarliest: noon, StartLatest: noon.Add(24 * time.Hour),
+	}
+}
+
+func approvedRequest(t *testing.T, a issue.Accepted, follows []byte) issue.Approved {
+	t.Helper()
+	terms, err := issue.BuildTerms(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return issue.Approved{
+		RequestID: a.RequestID, Revision: a.Revision, Terms: terms, Follows: follows,
+		Approvals: []*curfewv1.Approval{{Approver: "bob", Sshsig: []byte("signature")}},
+	}
+}
+
+func TestTermsSayWhatWasAccepted(t *testing.T) {
+	raw, err := issue.BuildTerms(accepted())
+	if err != nil {
+		t.Fatal(err)
+	}
+	terms, err := grant.ParseTerms(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if terms.GetHosts()[0].GetName() != "web1" || terms.GetHosts()[1].GetName() != "web2" {
+		t.Errorf("hosts are not sorted by id: %v", terms.GetHosts())
+	}
+	if diff := cmp.Diff([]string{"adm", "www-data"}, terms.GetGroups()); diff != "" {
+		t.Error(diff)
+	}
+	end := noon.Add(25 * time.Hour)
+	latest := noon.Add(24 * time.Hour).UnixMilli()
+	if !grant.HardEnd(terms).Equal(end) || terms.GetStartLatestMs() != latest {
+		t.Errorf("hard end %s, want %s", grant.HardEnd(terms).UTC(), end)
+	}
+	hash := grant.ReasonHash("nginx is down")
+	if terms.GetRootEquivalent() || !bytes.Equal(terms.GetReasonHash(), hash) {
+		t.Errorf("label or reason's hash is wrong: %v", terms)
+	}
+	again, err := issue.BuildTerms(accepted())
+	if err != nil || !bytes.Equal(again, raw) {
+		t.Errorf("the same request has other terms the second time: %v", err)
+	}
+}
+
+func TestRootEquivalentTermsSaySo(t *testing.T) {
+	a := accepted()
+	a.SudoRules = []*curfewv1.SudoRule{{RunAs: "root", All: true}}
+	raw, err := issue.BuildTerms(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	terms, err := grant.ParseTerms(raw)
+	if err != nil || !terms.GetRootEquivalent() {
+		t.Errorf("ALL is not labelled root-equivalent: %v", err)
+	}
+}
+
+func TestTermsRefuseBadInput(t *testing.T) {
+	for name, change := range map[string]func(*issue.Accepted){
+		"newline in login":   func(a *issue.Accepted) { a.Login = "alice\nroot ALL=(ALL) ALL" },
+		"root":               func(a *issue.Accepted) { a.Login = "root" },
+		"no hosts":           func(a *issue.Accepted) { a.Hosts = nil },
+		"a host twice":       func(a *issue.Accepted) { a.Hosts[0] = a.Hosts[1] },
+		"no duration":        func(a *issue.Accepted) { a.Duration = 0 },
+		"negative duration":  func(a *issue.Accepted) { a.Duration = -time.Hour },
+		"a year":             func(a *issue.Accepted) { a.Duration = 365 * 24 * time.Hour },
+		"start in the wrong": func(a *issue.Accepted) { a.StartLatest = noon.Add(-time.Second) },
+		"nobody approves":    func(a *issue.Accepted) { a.Approvals = 0 },
+		"nothing":            func(a *issue.Accepted) { a.AllowLogin, a.SudoRules = false, nil },
+		"system uid":         func(a *issue.Accepted) { a.UID = 33 },
+		"relative command":   func(a *issue.Accepted) { a.SudoRules[0].Command = "id" },
+	} {
+		a := accepted()
+		change(&a)
+		if _, err := issue.BuildTerms(a); err == nil {
+			t.Errorf("%s: terms were built", name)
+		}
+	}
+}
+
+func TestAnApprovedRequestBecomesOneGrantPerHost(t *testing.T) {
+	m := &memory{request: approvedRequest(t, accepted(), nil)}
+	i := newIssuer(t, m)
+	hosts, err := i.Issue(context.Background(), "0123456789ab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]grant.HostID{{1}, {2}}, hosts); diff != "" {
+		t.Error(diff)
+	}
+	for k, g := range m.grants {
+		opened, terms, err := grant.OpenGrant(g.Envelope, []ed25519.PublicKey{i.PublicKey()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(opened.GetHostId(), hosts[k][:]) ||
+			!bytes.Equal(opened.GetTerms(), m.request.Terms) ||
+			opened.GetApprovals()[0].GetApprover() != "bob" || terms.GetLogin() != "alice" {
+			t.Errorf("grant %d holds %v", k, opened)
+		}
+		if g.ID != grant.IDOf(m.request.Terms, hosts[k]) || g.Extends != (grant.ID{}) ||
+			!g.HardEnd.Equal(grant.HardEnd(terms)) {
+			t.Errorf("grant %d is stored as %+v", k, g)
+		}
+	}
+	if len(m.records) != 1 || m.records[0].RequestID != "0123456789ab" ||
+		m.records[0].Details["approvers"] != "bob" {
+		t.Errorf("trail says %+v", m.records)
+	}
+}
+
+// F13: whatever repeats, a request is granted once.
+func TestIssuingTwiceGrantsOnce(t *testing.T) {
+	m := &memory{request: approvedRequest(t, accepted(), nil)}
+	i := newIssuer(t, m)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			hosts, err := i.Issue(context.Background(), "0123456789ab")
+			if err != nil || len(hosts) != 2 {
+				t.Errorf("%d hosts, %v", len(hosts), err)
+			}
+		})
+	}
+	wg.Wait()
+	if len(m.grants) != 2 || len(m.records) != 1 {
+		t.Errorf("%d grants and %d records after eight calls", len(m.grants), len(m.records))
+	}
+}
+
+func TestExtensionNamesWhatItReplaces(t *testing.T) {
+	first, err := issue.BuildTerms(accepted())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := accepted()
+	a.Revision, a.Duration, a.Follows = 2, 2*time.Hour, first
+	m := &memory{request: approvedRequest(t, a, first)}
+	i := newIssuer(t, m)
+	if _, err := i.Issue(context.Background(), a.RequestID); err != nil {
+		t.Fatal(err)
+	}
+	terms, err := grant.ParseTerms(m.request.Terms)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := grant.TermsDigest(first)
+	if !bytes.Equal(terms.GetFollows(), digest[:]) {
+		t.Error("the terms do not name the terms they follow")
+	}
+	for _, g := range m.grants {
+		if g.Extends != grant.IDOf(first, g.Host) {
+			t.Errorf("grant of host %s replaces %s", g.Host, g.Extends)
+		}
+	}
+}
+
+func TestIssueRefuses(t *testing.T) {
+	for name, change := range map[string]func(*issue.Approved){
+		"too few approvals": func(a *issue.Approved) { a.Approvals = nil },
+		"one's own approval": func(a *issue.Approved) {
+			a.Approvals = append(a.Approvals,
+				&curfewv1.Approval{Approver: "alice", Sshsig: []byte("x")})
+		},
+		"terms of another request": func(a *issue.Approved) { a.RequestID = "ba9876543210" },
+		"another revision":         func(a *issue.Approved) { a.Revision = 2 },
+		"altered terms":            func(a *issue.Approved) { a.Terms = append(a.Terms, 0) },
+	} {
+		m := &memory{request: approvedRequest(t, accepted(), nil)}
+		change(&m.request)
+		if _, err := newIssuer(t, m).Issue(context.Background(), "0123456789ab"); err == nil {
+			t.Errorf("%s: issued", name)
+		}
+		if len(m.grants) != 0 {
+			t.Errorf("%s: %d grants stored", name, len(m.grants))
+		}
+	}
+}
+
+// One person's approval counts once, however often it is attached.
+func TestOnePersonApprovesOnce(t *testing.T) {
+	a := accepted()
+	a.Approvals = 2
+	m := &memory{request: approvedRequest(t, a, nil)}
+	m.request.Approvals = append(m.request.Approvals, m.request.Approvals[0])
+	_, err := newIssuer(t, m).Issue(context.Background(), a.RequestID)
+	if !errors.Is(err, issue.ErrNotApproved) {
+		t.Errorf("two approvals of one person: %v", err)
+	}
+}
+
+func TestIssueTooLate(t *testing.T) {
+	a := accepted()
+	a.StartEarliest, a.StartLatest = noon.Add(-2*time.Hour), noon
+	m := &memory{request: approvedRequest(t, a, nil)}
+	_, err := newIssuer(t, m).Issue(context.Background(), a.RequestID)
+	if !errors.Is(err, issue.ErrNotApproved) {
+		t.Errorf("no host could start it any more: %v", err)
+	}
+}
+
+func TestStateListsTheLiveGrants(t *testing.T) {
+	m := &memory{facts: issue.StateFacts{
+		Epoch: 3, Live: []grant.ID{{9}, {1}, {5}, {1}},
+		Ended: []issue.Ended{
+			{ID: grant.ID{8}, Cause: curfewv1.EndCause_END_CAUSE_REVOKED, By: "bob"},
+			{ID: grant.ID{5}, Cause: curfewv1.EndCause_END_CAUSE_EXPIRED},
+			{ID: grant.ID{2}, Cause: curfewv1.EndCause_END_CAUSE_EXTENDED},
+			{ID: grant.ID{8}, Cause: curfewv1.EndCause_END_CAUSE_EXPIRED},
+		},
+	}}
+	i := newIssuer(t, m)
+	m.grow(t, 100)
+	host, nonce := grant.HostID{7}, bytes.Repeat([]byte{1}, grant.NonceSize)
+	sealed, err := i.SealState(context.Background(), host, nonce, 37)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := grant.OpenState(sealed.State.GetEnvelope(), []ed25519.PublicKey{i.PublicKey()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var live, ended []string
+	for _, id := range s.GetLive() {
+		live = append(live, fmt.Sprint(id[0]))
+	}
+	for _, e := range s.GetEnded() {
+		ended = append(ended, fmt.Sprint(e.GetGrantId()[0]))
+	}
+	if got := strings.Join(live, " "); got != "1 5 9" {
+		t.Errorf("live are %s", got)
+	}
+	// What is live is not ended, whatever the store says.
+	if got := strings.Join(ended, " "); got != "2 8" {
+		t.Errorf("ended are %s", got)
+	}
+	if !bytes.Equal(s.GetHostId(), host[:]) || s.GetEpoch() != 3 || s.GetSequence() != 1 ||
+		!bytes.Equal(s.GetNonce(), nonce) || s.GetIssuedAtMs() != noon.UnixMilli() ||
+		s.GetValidForMs() != issue.DefaultLease.Milliseconds() {
+		t.Errorf("state says %v", s)
+	}
+	if !slices.Equal(sealed.Live, []grant.ID{{1}, {5}, {9}}) || sealed.TrailCount != 100 {
+		t.Errorf("sealed says %+v", sealed)
+	}
+	head := func(n uint64) []byte {
+		h, err := trail.Head(n, m.TrailHashes(context.Background()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	proof := sealed.State.GetProof()
+	err = trail.CheckExtends(37, head(37), s.GetTrailCount(), s.GetTrailHead(), proof)
+	if err != nil || sealed.State.GetProofFrom() != 37 {
+		t.Errorf("proof from %d: %v", sealed.State.GetProofFrom(), err)
+	}
+	if err := trail.CheckExtends(37, head(36), 100, s.GetTrailHead(), proof); err == nil {
+		t.Error("the proof proves anything")
+	}
+}
+
+func TestSequencesGrow(t *testing.T) {
+	m := &memory{facts: issue.StateFacts{Epoch: 1}}
+	i := newIssuer(t, m)
+	seen := make(map[uint64]bool)
+	var (
+		mu sync.Mutex
+		wg sync.WaitGroup
+	)
+	for range 20 {
+		wg.Go(func() {
+			s, err := i.SealState(context.Background(), grant.HostID{1}, nil, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if seen[s.Sequence] || s.Sequence == 0 {
+				t.Errorf("sequence %d was sealed twice", s.Sequence)
+			}
+			seen[s.Sequence] = true
+		})
+	}
+	wg.Wait()
+}
+
+// A host that has seen more of the trail than there is gets a state that it can refuse, and the
+// caller hears why.
+func TestARestoredControlPlaneIsNoticed(t *testing.T) {
+	m := &memory{facts: issue.StateFacts{Epoch: 1}}
+	i := newIssuer(t, m)
+	m.grow(t, 10)
+	sealed, err := i.SealState(context.Background(), grant.HostID{1}, nil, 11)
+	if err != nil || !sealed.Behind {
+		t.Errorf("behind %v, %v", sealed, err)
+	}
+	sealed, err = i.SealState(context.Background(), grant.HostID{1}, nil, 10)
+	if err != nil || sealed.Behind {
+		t.Errorf("at the same count: %v, %v", sealed, err)
+	}
+}
+
+func TestNoStateWithoutAStore(t *testing.T) {
+	m := &memory{err: issue.ErrNoHost}
+	_, err := newIssuer(t, m).SealState(context.Background(), grant.HostID{1}, nil, 0)
+	if !errors.Is(err, issue.ErrNoHost) {
+		t.Errorf("unknown host: %v", err)
+	}
+}
+
+func TestGrantKeyIsReadBack(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "grant.key")
+	key, err := issue.CreateKey(path, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	again, err := issue.LoadKey(path)
+	if err != nil || !again.Equal(key) {
+		t.Errorf("another key came back: %v", err)
+	}
+	if _, err := issue.CreateKey(path, rand.Reader); err == nil {
+		t.Error("a second key overwrote the first")
+	}
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := issue.LoadKey(path); err == nil || !strings.Contains(err.Error(), "0600") {
+		t.Errorf("a key that others can read: %v", err)
+	}
+	if err := os.WriteFile(path, []byte("not a key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := issue.LoadKey(path); err == nil {
+		t.Error("garbage is a key")
+	}
+}
