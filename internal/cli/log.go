@@ -171,6 +171,6 @@ func (a *app) printRecord(r *trail.Record) {
 		return
 	}
 	a.Line("%6d  %s  %-18s %-12s %-12s %-12s %s", r.Number,
-		ms(r.TimeMS).Local().Format("2006-01-02 15:04:05 MST"), r.Kind, r.Actor, r.Host,
+		ms(r.TimeMS).In(a.now().Location()).Format("2006-01-02 15:04:05 MST"), r.Kind, r.Actor, r.Host,
 		r.RequestID, rest)
 }

@@ -116,9 +116,10 @@ func exactDuration(d time.Duration) string {
 
 func ms(n int64) time.Time { return time.UnixMilli(n) }
 
-// clock writes a moment with its zone, with the date when it is not today.
+// clock writes a moment in the zone in which now is given, with the date when it is not today.
 func (p *printer) clock(t time.Time) string {
-	t, now := t.Local(), p.now().Local()
+	now := p.now()
+	t = t.In(now.Location())
 	if t.Year() == now.Year() && t.YearDay() == now.YearDay() {
 		return t.Format("15:04:05 MST")
 	}

@@ -50,9 +50,6 @@ func FuzzDuration(f *testing.F) {
 
 func TestWhen(t *testing.T) {
 	zone := time.FixedZone("CET", 3600)
-	saved := time.Local
-	time.Local = zone
-	t.Cleanup(func() { time.Local = saved })
 	now := time.Date(2026, 11, 24, 14, 5, 3, 0, zone)
 	p := &printer{now: func() time.Time { return now }}
 	for offset, want := range map[time.Duration]string{
