@@ -44,6 +44,7 @@ type Manager struct {
 	live      map[string]Live // by request
 	published bool
 	problems  map[string]string
+	told      map[string]time.Time // when a request's terminals last got a line
 }
 
 // entry is a registered session. Its context ends with it.
@@ -72,6 +73,7 @@ func New(cfg Config) (*Manager, error) {
 		cfg: cfg, self: self, bootID: cfg.Clock().BootID, dir: dir,
 		sweeps:   make(chan struct{}, 1),
 		sessions: make(map[string]*entry), problems: make(map[string]string),
+		told: make(map[string]time.Time),
 	}
 	m.warner = newWarner(cfg.Host, cfg.Clock, m.Tell)
 	known, problems := readRecords(dir, m.bootID)
@@ -140,6 +142,7 @@ func (m *Manager) Publish(live []Live) {
 	m.mu.Lock()
 	first := !m.published
 	m.live, m.published = byRequest, true
+	maps.DeleteFunc(m.told, func(_ string, at time.Time) bool { return time.Since(at) > time.Minute })
 	m.mu.Unlock()
 	m.warner.publish(live)
 	if first {

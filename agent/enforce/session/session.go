@@ -92,7 +92,8 @@ type Target struct {
 	// Whole: no other live grant of this login remains, so that everything of the login's goes, not
 	// just this request's sessions. Has no effect on class elevate.
 	Whole bool
-	// Cause and By tell the people whose sessions end why.
+	// Cause and By tell the people whose sessions end why, on their terminals; without a cause they
+	// are told nothing here.
 	Cause curfewv1.EndCause
 	By    string
 }

@@ -165,11 +165,11 @@ func (m *Manager) Tell(request, text string) {
 	if err != nil {
 		m.cfg.Log.Warn("looking for terminals", "request", request, "error", err)
 	}
-	m.say(k, func(int) string { return text })
+	m.say(k, func(Target) string { return text })
 }
 
-// say writes on the terminals of every target in the set, and tells whether there was one.
-func (m *Manager) say(k *killSet, text func(target int) string) (said bool) {
+// say writes a line, unless it is empty, on the terminals of each target in the set.
+func (m *Manager) say(k *killSet, text func(Target) string) {
 	all, err := process.All()
 	if err != nil {
 		m.cfg.Log.Warn("looking for terminals", "error", err)
@@ -179,32 +179,49 @@ func (m *Manager) say(k *killSet, text func(target int) string) (said bool) {
 		at[i] = append(at[i], p)
 	}
 	for i, processes := range at {
+		t := k.targets[i]
+		line := text(t)
+		if line == "" {
+			continue
+		}
 		for _, device := range terminals(processes) {
-			if err := writeTerminal(device, text(i)); err != nil {
-				m.cfg.Log.Debug("telling a terminal", "request", k.targets[i].RequestID, "error", err)
+			if err := writeTerminal(device, line); err != nil {
+				m.cfg.Log.Debug("telling a terminal", "request", t.RequestID, "error", err)
 				continue
 			}
-			said = true
+			m.mu.Lock()
+			m.told[t.RequestID] = time.Now()
+			m.mu.Unlock()
 		}
 	}
-	return said
 }
 
-// farewell tells the people of the targets why their sessions end, and leaves sshd a moment to carry
-// it: their access is closed already, what follows is the end of what runs.
+// farewell tells the people of the targets why their sessions end, where the target says why. Then
+// it leaves sshd a moment to carry that, or what was told right before: their access is closed
+// already, what follows is the end of what runs.
 func (m *Manager) farewell(ctx context.Context, k *killSet) {
-	if !m.say(k, func(i int) string { return m.goodbye(k.targets[i]) }) {
-		return
+	m.say(k, m.goodbye)
+	var last time.Time
+	m.mu.Lock()
+	for _, t := range k.targets {
+		if at := m.told[t.RequestID]; at.After(last) {
+			last = at
+		}
+		delete(m.told, t.RequestID)
 	}
+	m.mu.Unlock()
 	select {
 	case <-ctx.Done():
-	case <-time.After(farewellPause):
+	case <-time.After(farewellPause - min(time.Since(last), farewellPause)):
 	}
 }
 
 func (m *Manager) goodbye(t Target) string {
+	if t.Cause == curfewv1.EndCause_END_CAUSE_UNSPECIFIED {
+		return ""
+	}
 	text := fmt.Sprintf("Curfew: access on %s has ended (%s", m.cfg.Host, causeText(t.Cause))
-	if t.By != "" && t.Cause == curfewv1.EndCause_END_CAUSE_REVOKED {
+	if t.By != "" {
 		text += " by " + t.By
 	}
 	return text + ")"
