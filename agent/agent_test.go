@@ -436,17 +436,14 @@ func TestEventsAreSentOnceAndGoWhenAcknowledged(t *testing.T) {
 		id, env := p.grant(p.terms(requestID(fmt.Sprint("n", last)), "alice", withRule))
 		p.sendGrant(env)
 		p.sendState(p.state(nil, id))
-		e := p.next(func(m *curfewv1.HostMessage) bool {
-			if e := m.GetEvent(); e != nil {
-				next, err := chain.Next(e)
-				if err != nil {
-					t.Fatal(err)
-				}
-				chain = next
+		for kind := ""; kind != trail.KindGrantApplied; {
+			e := p.next(func(m *curfewv1.HostMessage) bool { return m.GetEvent() != nil }).GetEvent()
+			next, err := chain.Next(e)
+			if err != nil {
+				t.Fatal(err)
 			}
-			return m.GetEvent().GetKind() == trail.KindGrantApplied
-		}).GetEvent()
-		last = e.GetNumber()
+			chain, last, kind = next, e.GetNumber(), e.GetKind()
+		}
 		p.sendState(p.state(nil))
 	}
 	p.send(&curfewv1.ControlMessage{Body: &curfewv1.ControlMessage_EventAck{
