@@ -44,7 +44,11 @@ func Sync(root *folder.Folder, tree Tree) (repairs []Repair, failures []Failure)
 	s := syncer{repairs: &repairs, failures: &failures}
 	open := make([]*folder.Folder, len(tree))
 	for i, p := range tree {
-		sub, err := root.Sub(p.Path, p.Mode)
+		reach := root.Shared
+		if p.Exclusive {
+			reach = root.Sub
+		}
+		sub, err := reach(p.Path, p.Mode)
 		if err != nil {
 			s.failed(p.Path, err)
 			continue

@@ -100,9 +100,17 @@ func (f *Folder) Close() error { return f.file.Close() }
 func (f *Folder) fd() int { return int(f.file.Fd()) }
 
 // Sub opens the directory at rel, a relative path below f, and makes the last component when it is
-// missing. Whatever stands in the last component's place and is not a directory is removed; a mount
-// over it is refused.
-func (f *Folder) Sub(rel string, mode fs.FileMode) (sub *Folder, err error) {
+// missing. Whatever stands in the last component's place and is not a directory is removed.
+func (f *Folder) Sub(rel string, mode fs.FileMode) (*Folder, error) {
+	return f.sub(rel, mode, resolve)
+}
+
+// SubOwn is Sub for a folder that nobody may have mounted over: then it is an error.
+func (f *Folder) SubOwn(rel string, mode fs.FileMode) (*Folder, error) {
+	return f.sub(rel, mode, resolve|unix.RESOLVE_NO_XDEV)
+}
+
+func (f *Folder) sub(rel string, mode fs.FileMode, how uint64) (sub *Folder, err error) {
 	parent, name := f, rel
 	if dir := filepath.Dir(rel); dir != "." {
 		if parent, err = f.open(dir); err != nil {
@@ -114,7 +122,7 @@ func (f *Folder) Sub(rel string, mode fs.FileMode) (sub *Folder, err error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
-	sub, err = parent.openAs(name, resolve|unix.RESOLVE_NO_XDEV)
+	sub, err = parent.openAs(name, how)
 	if err == nil {
 		return sub, sub.setMode(mode)
 	}
@@ -132,6 +140,19 @@ func (f *Folder) Sub(rel string, mode fs.FileMode) (sub *Folder, err error) {
 		return nil, err
 	}
 	if sub, err = parent.open(name); err != nil {
+		return nil, err
+	}
+	return sub, sub.setMode(mode)
+}
+
+// Shared opens the directory at rel, or makes it like Sub. Unlike Sub it accepts a mount there: a unit's
+// ReadWritePaths= puts one over each folder that the process may write.
+func (f *Folder) Shared(rel string, mode fs.FileMode) (*Folder, error) {
+	sub, err := f.open(rel)
+	if errors.Is(err, fs.ErrNotExist) {
+		return f.Sub(rel, mode)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return sub, sub.setMode(mode)

@@ -37,7 +37,7 @@ type Options struct {
 	Release string
 	// Agent is what stands in /etc/curfew/agent.yaml; empty takes DefaultAgent.
 	Agent string
-	// Control is appended to /etc/curfew/controlplane.yaml before its first start.
+	// Control is what stands in /etc/curfew/controlplane.yaml; empty: no such file.
 	Control string
 	Out     io.Writer
 }
@@ -230,11 +230,7 @@ func (s *Stage) StartControl(ctx context.Context) error {
 	}
 	s.Pin = string(pin[1])
 	if s.options.Control != "" {
-		old, err := s.Control.Read("/etc/curfew/controlplane.yaml")
-		if err != nil {
-			return err
-		}
-		text := append(old, s.options.Control...)
+		text := []byte(s.options.Control)
 		if err := s.Control.Write("/etc/curfew/controlplane.yaml", text, 0o644); err != nil {
 			return err
 		}
@@ -291,7 +287,8 @@ func (s *Stage) Join(ctx context.Context, name string) error {
 	}
 	line := strings.TrimPrefix(command[1], "sudo ")
 	if out, err := s.Hosts[name].Shell(ctx, line+" --start 2>&1"); err != nil {
-		return fmt.Errorf("joining %s: %w\n%s", name, err, out)
+		log, _ := s.Hosts[name].Shell(ctx, "journalctl -q --no-pager -n 30 -u 'curfew-*'")
+		return fmt.Errorf("joining %s: %w\n%s\n%s", name, err, out, log)
 	}
 	return s.Connected(ctx, name)
 }
