@@ -44,9 +44,9 @@ func Sync(root *folder.Folder, tree Tree) (repairs []Repair, failures []Failure)
 	s := syncer{repairs: &repairs, failures: &failures}
 	open := make([]*folder.Folder, len(tree))
 	for i, p := range tree {
-		reach := root.Shared
+		reach := root.Sub // systemd mounts ReadWritePaths= over the folders that are shared
 		if p.Exclusive {
-			reach = root.Sub
+			reach = root.SubOwn // sudo and sshd would read what lies below a mount that we do not see
 		}
 		sub, err := reach(p.Path, p.Mode)
 		if err != nil {

@@ -145,19 +145,6 @@ func (f *Folder) sub(rel string, mode fs.FileMode, how uint64) (sub *Folder, err
 	return sub, sub.setMode(mode)
 }
 
-// Shared opens the directory at rel, or makes it like Sub. Unlike Sub it accepts a mount there: a unit's
-// ReadWritePaths= puts one over each folder that the process may write.
-func (f *Folder) Shared(rel string, mode fs.FileMode) (*Folder, error) {
-	sub, err := f.open(rel)
-	if errors.Is(err, fs.ErrNotExist) {
-		return f.Sub(rel, mode)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return sub, sub.setMode(mode)
-}
-
 func (f *Folder) setMode(mode fs.FileMode) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(f.fd(), &st); err != nil {
