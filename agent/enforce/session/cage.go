@@ -61,6 +61,16 @@ func sliceUID(cgroup string) (uid uint32, ok bool) {
 	return uint32(n), ok && err == nil
 }
 
+// ofSystem tells the one thing in a user's slice that is PID 1's own: it unmounts /run/user/UID.
+func ofSystem(cgroup string) bool {
+	rest, ok := strings.CutPrefix(cgroup, userSlice+"/user-")
+	if !ok {
+		return false
+	}
+	_, inside, _ := strings.Cut(rest, ".slice/")
+	return strings.HasPrefix(inside, "user-runtime-dir@")
+}
+
 func sliceOf(uid uint32) string { return fmt.Sprintf("%s/user-%d.slice", userSlice, uid) }
 
 // within tells whether a cgroup path is dir or lies below it.

@@ -237,7 +237,7 @@ func TestKillLeavesNothingOfAnAccount(t *testing.T) {
 			}
 			left := s.shell(`ls -A /var/spool/cron/crontabs /var/spool/cron/atjobs | grep -v : |
 grep -v SEQ || true; ls -A /var/lib/systemd/linger /run/user 2>/dev/null | grep -v : || true
-ls -A ` + hostDir)
+ls -A ` + hostDir + `; systemctl --failed --plain --no-legend`)
 			if left != "" {
 				t.Errorf("files are left: %s", left)
 			}

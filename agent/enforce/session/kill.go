@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -48,11 +49,14 @@ func (m *Manager) killSet(targets []Target) (*killSet, error) {
 		request: make(map[string]int), login: make(map[string]int),
 		audit: make(map[audit]int), holder: make(map[identity]int), uid: make(map[uint32]int),
 	}
+	var errs []error
 	for i, t := range targets {
 		k.request[t.RequestID] = i
 		if t.Whole && m.wholly(t) {
 			k.uid[t.UID] = i
-			k.cgroups = append(k.cgroups, sliceOf(t.UID))
+			parts, err := children(sliceOf(t.UID))
+			errs = append(errs, err)
+			k.cgroups = append(k.cgroups, slices.DeleteFunc(parts, ofSystem)...)
 		}
 	}
 	for _, s := range m.registered() {
@@ -80,7 +84,7 @@ func (m *Manager) killSet(targets []Target) (*killSet, error) {
 			k.cgroups = append(k.cgroups, paths...)
 		}
 	}
-	return k, err
+	return k, errors.Join(append(errs, err)...)
 }
 
 // wholly tells whether everything of a target's uid may die: never a system user's, never an
@@ -121,7 +125,7 @@ func (k *killSet) of(p process.Process) (target int, ok bool) {
 			return i, true
 		}
 	}
-	if uid, ok := sliceUID(p.CGroup); ok {
+	if uid, ok := sliceUID(p.CGroup); ok && !ofSystem(p.CGroup) {
 		if i, ok := k.uid[uid]; ok {
 			return i, true
 		}

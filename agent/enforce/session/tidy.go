@@ -109,17 +109,41 @@ func noSuchSession(err error) bool {
 	return errors.As(err, &said) && strings.HasPrefix(said.Name, logindName+".NoSuch")
 }
 
-// tidyUsers stops the managers of users and takes their /run/user/UID away.
+// tidyUsers stops the managers of users, whose processes were killed, and takes their /run/user/UID
+// away. Then PID 1 forgets that they failed.
 func tidyUsers(ctx context.Context, uids []uint32) error {
 	if len(uids) == 0 {
 		return nil
 	}
 	return ask(ctx, func(ctx context.Context, conn *dbus.Conn) error {
 		var errs []error
+		var units []string
+		// Buffered for all results: go-systemd blocks on a channel that nobody reads.
+		done := make(chan string, 2*len(uids))
+		waiting := 0
 		for _, uid := range uids {
 			id := strconv.FormatUint(uint64(uid), 10)
-			errs = append(errs, stop(ctx, conn, "user@"+id+".service"),
-				stop(ctx, conn, "user-runtime-dir@"+id+".service"))
+			for _, unit := range []string{"user@" + id + ".service", "user-runtime-dir@" + id + ".service"} {
+				units = append(units, unit)
+				_, err := conn.StopUnitContext(ctx, unit, "replace", done)
+				if err == nil {
+					waiting++
+				} else if !noSuchUnit(err) {
+					errs = append(errs, fmt.Errorf("stopping %s: %w", unit, err))
+				}
+			}
+		}
+		for ; waiting > 0; waiting-- {
+			select {
+			case <-done:
+			case <-ctx.Done():
+				return errors.Join(append(errs, context.Cause(ctx))...)
+			}
+		}
+		for _, unit := range units {
+			if err := conn.ResetFailedUnitContext(ctx, unit); err != nil && !noSuchUnit(err) {
+				errs = append(errs, fmt.Errorf("forgetting %s: %w", unit, err))
+			}
 		}
 		return errors.Join(errs...)
 	})

@@ -18,11 +18,7 @@ type Handle struct {
 
 // Open takes hold of a process. ErrGone when it does not exist or has ended.
 func Open(pid int) (*Handle, error) {
-	// PIDFD_NONBLOCK (Linux 5.10) lets Go's poller wait for the end.
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-	if errors.Is(err, unix.EINVAL) && pid > 0 {
-		fd, err = unix.PidfdOpen(pid, 0)
-	}
+	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return nil, gone(pid, err)
 	}
@@ -32,6 +28,9 @@ func Open(pid int) (*Handle, error) {
 // Adopt makes a Handle of a pidfd, such as SO_PEERPIDFD gives, and of the pid that it stands for. It
 // owns fd from then on, also when it fails.
 func Adopt(fd, pid int) (*Handle, error) {
+	// Go's poller waits only for files that say O_NONBLOCK; on kernels before 5.10 a pidfd cannot,
+	// and Wait looks now and then instead.
+	_ = unix.SetNonblock(fd, true)
 	h := &Handle{file: os.NewFile(uintptr(fd), "pidfd")}
 	var err error
 	if h.Process, err = Read(pid); err == nil && h.Ended() {
@@ -81,18 +80,23 @@ func (h *Handle) Again() (Process, error) {
 
 // Wait returns nil once the process has exited, or the context's cause.
 func (h *Handle) Wait(ctx context.Context) error {
-	conn, err := h.file.SyscallConn()
-	if err != nil {
-		return err
-	}
 	stop := context.AfterFunc(ctx, func() { _ = h.file.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	err = conn.Read(func(fd uintptr) bool { return readable(int(fd)) })
-	if ctx.Err() != nil && !h.Ended() {
-		return context.Cause(ctx)
+	if conn, err := h.file.SyscallConn(); err == nil {
+		_ = conn.Read(func(fd uintptr) bool { return readable(int(fd)) })
 	}
-	return err
+	for !h.Ended() {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(waitPoll):
+		}
+	}
+	return nil
 }
+
+// waitPoll is how often Wait looks where the kernel cannot tell.
+const waitPoll = 500 * time.Millisecond
 
 // Kill sends SIGKILL to p itself: nil also when it is gone, whoever has its number now.
 func Kill(p Process) error {

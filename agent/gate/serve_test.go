@@ -1,0 +1,548 @@
+package gate
+
+import (
+	"bufio"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/curfew-access/curfew/agent/enforce/account"
+	"github.com/curfew-access/curfew/agent/enforce/session"
+	"github.com/curfew-access/curfew/agent/enforce/session/process"
+	"github.com/curfew-access/curfew/internal/gatewire"
+	"github.com/curfew-access/curfew/internal/grant"
+	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
+)
+
+// registry stands for the session manager: it keeps what it is told, and can be slow or broken.
+type registry struct {
+	mu      sync.Mutex
+	opened  []session.Session
+	ended   []string
+	moved   []int
+	cancel  map[string]context.CancelFunc
+	openErr error
+	moveErr error
+	moving  func()
+}
+
+func (r *registry) Open(_ context.Context, s session.Session) (session.Session, context.Context, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.openErr != nil {
+		return s, nil, r.openErr
+	}
+	s.ID = fmt.Sprint("s", len(r.opened))
+	ctx, cancel := context.WithCancel(context.Background())
+	if r.cancel == nil {
+		r.cancel = make(map[string]context.CancelFunc)
+	}
+	r.cancel[s.ID] = cancel
+	r.opened = append(r.opened, s)
+	return s, ctx, nil
+}
+
+func (r *registry) End(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cancel[id]()
+	if !slices.Contains(r.ended, id) {
+		r.ended = append(r.ended, id)
+	}
+}
+
+func (r *registry) Owner(process.Process) (string, bool)          { return "", false }
+func (r *registry) InCage(p process.Process, request string) bool { return false }
+
+func (r *registry) Move(ctx context.Context, pid int, request string, uid uint32) (string, error) {
+	r.mu.Lock()
+	moving := r.moving
+	r.mu.Unlock()
+	if moving != nil {
+		moving()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.moved = append(r.moved, pid)
+	return "/user.slice/" + request, errors.Join(r.moveErr, ctx.Err())
+}
+
+func (r *registry) set(edit func(*registry)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	edit(r)
+}
+
+func (r *registry) counts() (opened, ended int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.opened), len(r.ended)
+}
+
+// sink takes events, slowly or not at all when told so.
+type sink struct {
+	mu     sync.Mutex
+	events []*curfewv1.Event
+	hang   bool
+}
+
+func (s *sink) Record(ctx context.Context, e *curfewv1.Event) error {
+	s.mu.Lock()
+	hang := s.hang
+	s.mu.Unlock()
+	if hang {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.events = append(s.events, e)
+	return nil
+}
+
+func (s *sink) kinds() (kinds []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.events {
+		kinds = append(kinds, e.GetKind()+" "+e.GetLogin())
+	}
+	return kinds
+}
+
+type fixture struct {
+	*testing.T
+	server   *Server
+	socket   string
+	sessions *registry
+	events   *sink
+	stop     func()
+}
+
+func start(t *testing.T, grants ...grant.Live) *fixture {
+	t.Helper()
+	f := &fixture{
+		T: t, socket: filepath.Join(t.TempDir(), "gate.sock"), sessions: &registry{}, events: &sink{},
+	}
+	l, err := Listen(f.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.server, err = New(Config{
+		Listener: l, Host: "web1", Sessions: f.sessions, Events: f.events,
+		Clock: func() grant.Clock { return noon }, Log: hclog.NewNullLogger(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.server.Publish(table(grants...))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- f.server.Run(ctx) }()
+	f.stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(5 * time.Second):
+			t.Error("Run does not return")
+		}
+	})
+	t.Cleanup(f.stop)
+	return f
+}
+
+func (f *fixture) dial() *net.UnixConn {
+	f.Helper()
+	c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: f.socket, Net: "unixpacket"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func packet(t testing.TB, r gatewire.Request) []byte {
+	t.Helper()
+	b, err := r.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// ask asks from this process, root, and keeps the connection open.
+func (f *fixture) ask(r gatewire.Request) (*net.UnixConn, gatewire.Reply) {
+	f.Helper()
+	c := f.dial()
+	if _, err := c.Write(packet(f.T, r)); err != nil {
+		f.Fatal(err)
+	}
+	reply, err := read(c)
+	if err != nil {
+		f.Fatal(err)
+	}
+	return c, reply
+}
+
+func read(c *net.UnixConn) (gatewire.Reply, error) {
+	if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return gatewire.Reply{}, err
+	}
+	b := make([]byte, gatewire.MaxReply+1)
+	n, err := c.Read(b)
+	if err != nil {
+		return gatewire.Reply{}, err
+	}
+	return gatewire.DecodeReply(b[:n])
+}
+
+func (f *fixture) eventually(what string, ok func() bool) {
+	f.Helper()
+	for start := time.Now(); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Since(start) > 5*time.Second {
+			f.Fatalf("never: %s", what)
+		}
+	}
+}
+
+var (
+	sshAccount = gatewire.Request{Op: gatewire.OpAccount, Service: "sshd", User: "alice"}
+	sshOpen    = gatewire.Request{
+		Op: gatewire.OpOpenSession, Service: "sshd", User: "alice", TTY: "ssh", RHost: "10.0.0.9",
+		AuthInfo: "publickey " + aliceKey + "\n",
+	}
+	sudoOpen = gatewire.Request{
+		Op: gatewire.OpOpenSession, Service: "sudo", User: "root", UID: uidCarol,
+	}
+)
+
+// person is a process of another user's that asks.
+type person struct {
+	cmd   *exec.Cmd
+	stdin io.WriteCloser
+	lines *bufio.Reader
+}
+
+func (f *fixture) person(uids string, r gatewire.Request, how ...string) *person {
+	f.Helper()
+	args := append([]string{"client", f.socket, uids, hex.EncodeToString(packet(f.T, r))}, how...)
+	p := &person{cmd: exec.Command(os.Args[0], args...)}
+	p.cmd.Stderr = os.Stderr
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		f.Fatal(err)
+	}
+	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
+		f.Fatal(err)
+	}
+	p.lines = bufio.NewReader(out)
+	if err := p.cmd.Start(); err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = p.stdin.Close(); _ = p.cmd.Process.Kill(); _ = p.cmd.Wait() })
+	return p
+}
+
+// reply is the answer that a person got, or the error that he met.
+func (p *person) reply(f *fixture) (gatewire.Reply, string) {
+	f.Helper()
+	line, err := p.lines.ReadString('\n')
+	if err != nil {
+		return gatewire.Reply{}, err.Error()
+	}
+	b, err := hex.DecodeString(strings.TrimSpace(line))
+	if err != nil {
+		return gatewire.Reply{}, strings.TrimSpace(line)
+	}
+	r, err := gatewire.DecodeReply(b)
+	if err != nil {
+		f.Fatal(err)
+	}
+	return r, ""
+}
+
+func TestSessionOpensAndEnds(t *testing.T) {
+	f := start(t, live("aaaaaaaaaaaa", "alice", time.Hour, true, false))
+	if c, r := f.ask(sshAccount); r.Verdict != gatewire.Allow {
+		t.Errorf("account: %+v", r)
+	} else {
+		_ = c.Close()
+	}
+	c, r := f.ask(sshOpen)
+	if r.Verdict != gatewire.Allow || !strings.Contains(r.Text, "until 13:00 UTC") {
+		t.Errorf("open_session: %+v", r)
+	}
+	opened, ended := f.sessions.counts()
+	if opened != 1 || ended != 0 {
+		t.Fatalf("%d sessions opened, %d ended", opened, ended)
+	}
+	f.sessions.mu.Lock()
+	s := f.sessions.opened[0]
+	f.sessions.mu.Unlock()
+	if s.RequestID != "aaaaaaaaaaaa" || s.PID != os.Getpid() || s.UID != uidAlice || s.Elevation ||
+		s.RHost != "10.0.0.9" || s.StartTicks == 0 || s.AuditSession != session.NoAudit {
+		t.Errorf("session %+v", s)
+	}
+	// What is sent later is nobody's business: it neither ends the session nor is it read.
+	if _, err := c.Write([]byte("more")); err != nil {
+		t.Error(err)
+	}
+	time.Sleep(50 * time.Millisecond)
+	if _, ended := f.sessions.counts(); ended != 0 {
+		t.Error("talking ended the session")
+	}
+	_ = c.Close()
+	f.eventually("hanging up ends the session", func() bool {
+		_, ended := f.sessions.counts()
+		return ended == 1
+	})
+}
+
+// The session ends with its process even while a child holds a copy of the connection, and it
+// outlives the agent's own end.
+func TestSessionEndsWithItsProcess(t *testing.T) {
+	f := start(t, live("aaaaaaaaaaaa", "carol", time.Hour, false, true))
+	p := f.person(fmt.Sprintf("%d/0", uidCarol), sudoOpen)
+	if r, failed := p.reply(f); r.Verdict != gatewire.Allow {
+		t.Fatalf("sudo: %+v %s", r, failed)
+	}
+	f.sessions.mu.Lock()
+	s := f.sessions.opened[0]
+	f.sessions.mu.Unlock()
+	if !s.Elevation || s.PID != p.cmd.Process.Pid || s.CGroup != "/user.slice/aaaaaaaaaaaa" {
+		t.Errorf("session %+v", s)
+	}
+	if err := p.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	f.eventually("SIGKILL ends the session", func() bool {
+		_, ended := f.sessions.counts()
+		return ended == 1
+	})
+	p = f.person(fmt.Sprintf("%d/0", uidCarol), sudoOpen)
+	if r, failed := p.reply(f); r.Verdict != gatewire.Allow {
+		t.Fatalf("sudo: %+v %s", r, failed)
+	}
+	f.stop()
+	if _, ended := f.sessions.counts(); ended != 1 {
+		t.Error("the agent's end ended a session")
+	}
+	f.sessions.End("s1")
+}
+
+func TestElevationIsCagedBeforeTheYes(t *testing.T) {
+	f := start(t, live("aaaaaaaaaaaa", "carol", time.Hour, false, true))
+	f.sessions.set(func(r *registry) { r.moveErr = errors.New("systemd is not there") })
+	p := f.person(fmt.Sprintf("%d/0", uidCarol), sudoOpen)
+	if r, failed := p.reply(f); r.Verdict != gatewire.TryAgain {
+		t.Errorf("without a cage: %+v %s", r, failed)
+	}
+	if opened, _ := f.sessions.counts(); opened != 0 {
+		t.Error("a session without a cage is registered")
+	}
+	if kinds := f.events.kinds(); !slices.Equal(kinds, []string{"sudo.denied carol"}) {
+		t.Errorf("the trail says %v", kinds)
+	}
+}
+
+func TestFaultsNeverAllow(t *testing.T) {
+	f := start(t, live("aaaaaaaaaaaa", "alice", time.Hour, true, false))
+	f.sessions.set(func(r *registry) { r.openErr = errors.New("the disk is full") })
+	if _, r := f.ask(sshOpen); r.Verdict != gatewire.TryAgain || !strings.Contains(r.Text, "try again") {
+		t.Errorf("with a broken registry: %+v", r)
+	}
+	f.sessions.set(func(r *registry) { r.openErr = session.ErrNotLive })
+	if _, r := f.ask(sshOpen); r.Verdict != gatewire.Deny || !strings.Contains(r.Text, "just ended") {
+		t.Errorf("with a grant that ended meanwhile: %+v", r)
+	}
+	f.events.mu.Lock()
+	f.events.hang = true
+	f.events.mu.Unlock()
+	begun := time.Now()
+	_, r := f.ask(gatewire.Request{Op: gatewire.OpAccount, Service: "sshd", User: "gus"})
+	if took := time.Since(begun); r.Verdict != gatewire.Deny || took > time.Second {
+		t.Errorf("a denial waits %v for its event: %+v", took, r)
+	}
+}
+
+func TestObserveRecordsAndDeniesNobody(t *testing.T) {
+	f := start(t)
+	tb := table()
+	tb.Mode = account.ModeObserve
+	f.server.Publish(tb)
+	for _, r := range []gatewire.Request{sshAccount, sshOpen} {
+		if _, r := f.ask(r); r.Verdict != gatewire.Ignore {
+			t.Errorf("observe answers %v", r.Verdict)
+		}
+	}
+	want := []string{"gate.would_deny alice", "gate.would_deny alice"}
+	if kinds := f.events.kinds(); !slices.Equal(kinds, want) {
+		t.Errorf("the trail says %v, want %v", kinds, want)
+	}
+	if n := f.server.Stats().WouldDeny; n != 2 {
+		t.Errorf("would_deny counts %d", n)
+	}
+}
+
+func TestBeforeTheFirstTableOnlyRootPasses(t *testing.T) {
+	f := start(t)
+	f.server.table.Store(nil)
+	if _, r := f.ask(sshAccount); r.Verdict != gatewire.TryAgain {
+		t.Errorf("alice: %v", r.Verdict)
+	}
+	if _, r := f.ask(gatewire.Request{Op: 1, Service: "sudo", User: "root"}); r.Verdict != gatewire.Ignore {
+		t.Errorf("root's sudo: %v", r.Verdict)
+	}
+}
+
+// Everybody who is not root, or not who he says, is turned away.
+func TestForgersAreRefused(t *testing.T) {
+	f := start(t, live("aaaaaaaaaaaa", "carol", time.Hour, false, true))
+	if err := os.Chmod(filepath.Dir(filepath.Dir(f.socket)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{filepath.Dir(f.socket), f.socket} {
+		if err := os.Chmod(path, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := f.person(fmt.Sprintf("%d/%[1]d", uidCarol), sudoOpen)
+	if r, failed := p.reply(f); failed == "" {
+		t.Errorf("a process without root's rights was answered: %+v", r)
+	}
+	lie := sudoOpen
+	lie.UID = uidLou
+	p = f.person(fmt.Sprintf("%d/0", uidCarol), lie)
+	if r, failed := p.reply(f); r.Verdict != gatewire.Deny {
+		t.Errorf("carol as lou: %+v %s", r, failed)
+	}
+	p = f.person(fmt.Sprintf("%d/0", uidCarol), sudoOpen, "leave")
+	if r, failed := p.reply(f); r.Verdict == gatewire.Allow {
+		t.Errorf("a connection whose maker is gone was allowed: %+v %s", r, failed)
+	}
+	if opened, _ := f.sessions.counts(); opened != 0 {
+		t.Errorf("%d sessions opened", opened)
+	}
+}
+
+func TestDisconnectInMidCheckOpensNothing(t *testing.T) {
+	f := start(t, live("aaaaaaaaaaaa", "carol", time.Hour, false, true))
+	gone := make(chan struct{})
+	f.sessions.set(func(r *registry) { r.moving = func() { <-gone } })
+	p := f.person(fmt.Sprintf("%d/0", uidCarol), sudoOpen, "hangup")
+	_, _ = p.lines.ReadString('\n')
+	_ = p.cmd.Wait()
+	close(gone)
+	f.eventually("the question is over", func() bool {
+		return f.server.Stats().Refused+f.server.Stats().TryAgain > 0
+	})
+	if opened, ended := f.sessions.counts(); opened != ended {
+		t.Errorf("%d sessions opened, %d ended", opened, ended)
+	}
+}
+
+func TestGarbageGetsNoAnswer(t *testing.T) {
+	f := start(t, live("aaaaaaaaaaaa", "alice", time.Hour, true, false))
+	good := packet(t, sshAccount)
+	for _, b := range [][]byte{
+		[]byte("GET / HTTP/1.1\r\n\r\n"), good[:len(good)-1], append(slices.Clone(good), 0),
+		make([]byte, gatewire.MaxRequest+1),
+		{0},
+		append([]byte("CFQ2"), good[4:]...),
+	} {
+		c := f.dial()
+		if _, err := c.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := read(c); err == nil {
+			t.Errorf("%.20q was answered %+v", b, r)
+		}
+	}
+	// Empty packets and hang-ups, too.
+	c := f.dial()
+	_ = c.CloseWrite()
+	if r, err := read(c); err == nil {
+		t.Errorf("silence was answered %+v", r)
+	}
+	if _, r := f.ask(sshAccount); r.Verdict != gatewire.Allow {
+		t.Errorf("afterwards: %+v", r)
+	}
+}
+
+// TestSlowClientsDelayNobody is fault F8: a thousand connections that never ask.
+func TestSlowClientsDelayNobody(t *testing.T) {
+	f := start(t, live("aaaaaaaaaaaa", "alice", time.Hour, true, false))
+	for range 1000 {
+		f.dial()
+	}
+	var took []time.Duration
+	for range 200 {
+		begun := time.Now()
+		c, r := f.ask(sshAccount)
+		took = append(took, time.Since(begun))
+		if r.Verdict != gatewire.Allow {
+			t.Fatalf("answer %+v", r)
+		}
+		_ = c.Close()
+	}
+	slices.Sort(took)
+	if p99 := took[len(took)*99/100]; p99 > 100*time.Millisecond {
+		t.Errorf("p99 is %v", p99)
+	}
+	f.eventually("the slow are sent away", func() bool { return f.server.Stats().Refused == 1000 })
+}
+
+// One person's processes have a share of the gate; others do not notice.
+func TestOnePersonCannotTakeAllPlaces(t *testing.T) {
+	f := start(t)
+	for range maxPerUID {
+		if !f.server.enter(uidCarol) {
+			t.Fatal("refused below the limit")
+		}
+	}
+	if f.server.enter(uidCarol) {
+		t.Error("over the limit")
+	}
+	p := f.person(fmt.Sprintf("%d/0", uidCarol), sudoOpen)
+	if r, failed := p.reply(f); failed == "" {
+		t.Errorf("answered over the limit: %+v", r)
+	}
+	if !f.server.enter(0) || !f.server.enter(uidAlice) {
+		t.Error("others are refused")
+	}
+	f.server.leave(uidCarol)
+	if !f.server.enter(uidCarol) {
+		t.Error("a place that became free is not given")
+	}
+}
+
+func TestListenReplacesAStaleSocketAndClosesItToOthers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "gate.sock")
+	for range 2 {
+		l, err := Listen(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st, err := os.Stat(path)
+		if err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("mode %v: %v", st.Mode(), err)
+		}
+		l.SetUnlinkOnClose(false)
+		_ = l.Close()
+	}
+}
