@@ -93,8 +93,8 @@ static enum snap_result fill_passwd(struct snap *s, const struct snap_record *r,
 		rc = take_string(s, &b, at, r->home, &pw->pw_dir);
 	at += r->home;
 	if (rc == SNAP_OK)
-		rc = r->expired ? take_literal(&b, NOLOGIN, &pw->pw_shell) :
-				  take_string(s, &b, at, r->shell, &pw->pw_shell);
+		rc = snap_expired(r) ? take_literal(&b, NOLOGIN, &pw->pw_shell) :
+				       take_string(s, &b, at, r->shell, &pw->pw_shell);
 	pw->pw_uid = r->id;
 	pw->pw_gid = r->gid;
 	return rc;
@@ -105,7 +105,8 @@ static enum snap_result fill_group(struct snap *s, const struct snap_record *r, 
 {
 	struct group *gr = result;
 	uint32_t at = r->names_at + r->name, name;
-	uint16_t len, count = r->expired ? 0 : r->count;
+	bool expired = snap_expired(r);
+	uint16_t len, count = expired ? 0 : r->count;
 	enum snap_result rc = SNAP_OK;
 	size_t skew = (uintptr_t)b.at % _Alignof(char *);
 
@@ -122,7 +123,7 @@ static enum snap_result fill_group(struct snap *s, const struct snap_record *r, 
 	if (rc != SNAP_OK)
 		return rc;
 	gr->gr_mem[count] = NULL;
-	if (!r->expired && at != r->offset + r->length) {
+	if (!expired && at != r->offset + r->length) {
 		errno = EIO;
 		return SNAP_BAD;
 	}
@@ -369,14 +370,14 @@ EXPORT enum nss_status _nss_curfew_initgroups_dyn(const char *user, gid_t group,
 		rc = snap_by_name(&s, SNAP_PASSWD, user, &r);
 		if (rc == SNAP_OK) {
 			known = true;
-			if (!r.expired)
+			if (!snap_expired(&r))
 				rc = add_own(&s, &r, &l);
 		} else if (rc == SNAP_MISSING) {
 			rc = SNAP_OK;
 		}
 		for (uint32_t i = 0; rc == SNAP_OK && i < s.n[SNAP_GROUP] && !full(&l); i++) {
 			rc = snap_nth(&s, SNAP_GROUP, i, &r);
-			if (rc == SNAP_OK && !r.expired)
+			if (rc == SNAP_OK && r.count > 0 && !snap_expired(&r))
 				rc = add_if_member(&s, &r, user, &l);
 		}
 		snap_close(&s);

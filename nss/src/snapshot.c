@@ -141,7 +141,7 @@ enum snap_result snap_open(struct snap *s)
 	struct stat st;
 	enum snap_result rc = SNAP_BAD;
 
-	s->at = s->len = 0;
+	s->at = s->len = s->entries_at = s->entries_len = 0;
 	do {
 		/* O_NONBLOCK: a FIFO in its place must not hang every `ls -l` of the host. */
 		s->fd = open(CURFEW_NSS_DB,
@@ -179,6 +179,11 @@ static bool passed(clockid_t clock, uint64_t deadline_ms)
 	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000 >= deadline_ms;
 }
 
+bool snap_expired(const struct snap_record *r)
+{
+	return passed(CLOCK_REALTIME, r->wall) || passed(CLOCK_BOOTTIME, r->boot);
+}
+
 /* Reads and checks the head of a record. A wrong number here could make a person root, so uids
  * and gids that no person has are refused even though the writer never writes them. */
 static enum snap_result read_record(struct snap *s, enum snap_kind kind, uint32_t offset,
@@ -186,15 +191,15 @@ static enum snap_result read_record(struct snap *s, enum snap_kind kind, uint32_
 {
 	uint32_t fixed = kind == SNAP_PASSWD ? PASSWD_FIXED : GROUP_FIXED;
 	const unsigned char *p = offset < HEADER ? NULL : view(s, offset, fixed);
-	uint64_t wall, boot, total;
+	uint64_t total;
 
 	if (!p)
 		return offset < HEADER ? bad() : SNAP_BAD;
 	*r = (struct snap_record){ .offset = offset, .length = u32(p), .id = u32(p + 4) };
 	if (kind == SNAP_PASSWD) {
 		r->gid = u32(p + 8);
-		wall = u64(p + 16);
-		boot = u64(p + 24);
+		r->wall = u64(p + 16);
+		r->boot = u64(p + 24);
 		r->name = u16(p + 32);
 		r->gecos = u16(p + 34);
 		r->home = u16(p + 36);
@@ -206,8 +211,8 @@ static enum snap_result read_record(struct snap *s, enum snap_kind kind, uint32_
 			return bad();
 	} else {
 		r->gid = r->id;
-		wall = u64(p + 8);
-		boot = u64(p + 16);
+		r->wall = u64(p + 8);
+		r->boot = u64(p + 16);
 		r->name = u16(p + 24);
 		r->count = u16(p + 26);
 		r->names_at = offset + fixed;
@@ -218,18 +223,25 @@ static enum snap_result read_record(struct snap *s, enum snap_kind kind, uint32_
 	if (!within(s, offset, r->length) || r->name == 0 || r->name > SNAP_NAME_MAX ||
 	    r->id < FIRST_PERSON || r->gid < FIRST_PERSON)
 		return bad();
-	r->expired = passed(CLOCK_REALTIME, wall) || passed(CLOCK_BOOTTIME, boot);
 	return SNAP_OK;
 }
 
 static enum snap_result indexed(struct snap *s, enum snap_kind kind, uint32_t index, uint32_t i,
 				struct snap_record *r)
 {
-	unsigned char entry[4];
+	uint32_t chunk = i - i % SNAP_ENTRIES, at = index + 4 * chunk;
+	uint32_t len = 4 * (s->n[kind] - chunk);
 
-	if (read_at(s, index + 4 * i, sizeof(entry), entry) != SNAP_OK)
-		return SNAP_BAD;
-	return read_record(s, kind, u32(entry), r);
+	if (len > sizeof(s->entries))
+		len = sizeof(s->entries);
+	if (s->entries_at != at || s->entries_len != len) {
+		s->entries_len = 0;
+		if (read_at(s, at, len, s->entries) != SNAP_OK)
+			return SNAP_BAD;
+		s->entries_at = at;
+		s->entries_len = len;
+	}
+	return read_record(s, kind, u32(s->entries + 4 * (i - chunk)), r);
 }
 
 enum snap_result snap_nth(struct snap *s, enum snap_kind kind, uint32_t i, struct snap_record *r)
