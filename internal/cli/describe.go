@@ -146,7 +146,7 @@ func (a *app) describeRequest(r *apiv1.Request) []field {
 	}
 	if r.GetState() == apiv1.RequestState_REQUEST_STATE_PENDING {
 		fields = append(fields, field{"Lapses", a.when(r.GetLapsesMs())},
-			field{"Needs", text(needs(r))})
+			field{"Needs", text(strings.TrimPrefix(needs(r), "needs "))})
 	} else if r.GetVerdict() != "" {
 		fields = append(fields, field{"Verdict", text(r.GetVerdict())})
 	}

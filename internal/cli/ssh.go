@@ -16,6 +16,7 @@ import (
 
 	"github.com/curfew-access/curfew/internal/grant"
 	apiv1 "github.com/curfew-access/curfew/proto/curfew/api/v1"
+	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
 func (a *app) sshCmd() *cobra.Command {
@@ -40,13 +41,9 @@ func (a *app) ssh(ctx context.Context, c *client, args []string) error {
 	if err != nil {
 		return err
 	}
-	login, live, err := a.liveLogin(ctx, c, host.GetName())
+	login, err := a.loginOn(ctx, c, host.GetName())
 	if err != nil {
 		return err
-	}
-	if !live {
-		a.Hint("no live access to %s; ask for it: curfew request %s --role ROLE --for 30m "+
-			"--reason \"why\"", host.GetName(), host.GetName())
 	}
 	known, err := knownHosts(host)
 	if err != nil {
@@ -64,22 +61,41 @@ func (a *app) ssh(ctx context.Context, c *client, args []string) error {
 	return a.runSSH(ctx, argv)
 }
 
-// liveLogin is the login name on the host: that of live terms, else the session's user.
-func (a *app) liveLogin(ctx context.Context, c *client, host string) (string, bool, error) {
+// loginOn is the login name on the host: that of live terms, else the session's user. Without live
+// access it says how to get it; whether to let somebody in is the host's to decide.
+func (a *app) loginOn(ctx context.Context, c *client, host string) (string, error) {
 	requests, err := c.list(ctx,
 		&apiv1.RequestFilter{Mine: true, Open: true, Host: host, Limit: maxList})
 	if err != nil {
-		return "", false, err
+		return "", err
 	}
+	waiting := ""
 	for _, r := range requests {
-		if r.GetState() != apiv1.RequestState_REQUEST_STATE_GRANTED {
-			continue
+		if r.GetState() == apiv1.RequestState_REQUEST_STATE_GRANTED && liveOn(r, host) {
+			if terms, err := grant.ParseTerms(r.GetTerms()); err == nil {
+				return terms.GetLogin(), nil
+			}
 		}
-		if terms, err := grant.ParseTerms(r.GetTerms()); err == nil {
-			return terms.GetLogin(), true, nil
+		waiting = r.GetId()
+	}
+	if waiting != "" {
+		a.Hint("no live access to %s yet; see: curfew show %s", host, waiting)
+	} else {
+		a.Hint("no live access to %s; ask for it: curfew request %s --role ROLE --for 30m "+
+			"--reason \"why\"", host, host)
+	}
+	return c.cfg.User, nil
+}
+
+// liveOn says whether the host has confirmed a grant of the request that has not ended.
+func liveOn(r *apiv1.Request, host string) bool {
+	for _, g := range r.GetGrants() {
+		if g.GetHostName() == host && g.GetEndedMs() == 0 &&
+			g.GetStatus() == curfewv1.GrantStatus_GRANT_STATUS_APPLIED {
+			return true
 		}
 	}
-	return c.cfg.User, false, nil
+	return false
 }
 
 // alias is the name under which the host's keys are known; it cannot clash with a real host.
