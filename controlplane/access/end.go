@@ -33,13 +33,17 @@ func (s *Service) Extend(
 		if _, err := request.Next(r.State, r.Extending(), request.EventExtend); err != nil {
 			return moved(err)
 		}
-		ends, err := liveUntil(tx, id)
+		ends, started, err := liveUntil(tx, id)
 		if err != nil {
 			return err
 		}
 		now := s.now()
 		if !now.Before(ends) {
 			return reason.Conflict("the grant of request %s is over", id).WithHint("ask anew")
+		}
+		if !started {
+			return reason.Conflict("no host has confirmed request %s yet, so its time has not begun", id).
+				WithHint("curfew show %s", id)
 		}
 		ask := askOf(r, live)
 		ask.Duration, ask.Reason = live.Duration+more, why
@@ -86,19 +90,23 @@ func minTime(a, b time.Time) time.Time {
 }
 
 // liveUntil is the latest end of a request's live grants: the end that a host confirmed, else the
-// hard end.
-func liveUntil(tx Tx, id string) (until time.Time, err error) {
+// hard end; and whether any host has confirmed a start.
+func liveUntil(tx Tx, id string) (until time.Time, started bool, err error) {
 	grants, err := tx.Grants(id)
 	for _, g := range grants {
+		if !g.Live {
+			continue
+		}
 		end := g.End
 		if end.IsZero() {
 			end = g.HardEnd
 		}
-		if g.Live && end.After(until) {
+		if end.After(until) {
 			until = end
 		}
+		started = started || !g.Start.IsZero()
 	}
-	return until, err
+	return until, started, err
 }
 
 // Done is the holder handing back early.

@@ -144,11 +144,12 @@ func (s *Store) PutGrants(ctx context.Context, id string, revision uint32,
 	})
 }
 
-// putGrant inserts one grant. An extension on a host whose grant is over already is left out: the
-// host would refuse it.
+// putGrant inserts one grant. An extension is left out on a host whose grant is over, or that has not
+// confirmed its start: the host would refuse it, and what it has goes on.
 func (t *Tx) putGrant(g issue.SealedGrant, now time.Time) (bool, error) {
 	if g.Extends != (grant.ID{}) {
-		ended, err := t.one(`UPDATE grants SET live = 0, cause = ?, ended_ms = ? WHERE id = ? AND live = 1`,
+		ended, err := t.one(`UPDATE grants SET live = 0, cause = ?, ended_ms = ?
+			WHERE id = ? AND live = 1 AND start_ms > 0`,
 			curfewv1.EndCause_END_CAUSE_EXTENDED, ms(now), g.Extends[:])
 		if err != nil || !ended {
 			return false, err
