@@ -101,7 +101,7 @@ func ParseConfig(data []byte) (Config, error) {
 	if err := loader.Load(doc); errors.Is(err, io.EOF) {
 		return c, nil // nothing but comments
 	} else if err != nil {
-		return c, err
+		return c, fmt.Errorf("it is not YAML (L is the line, C the column): %w", err)
 	}
 	if second := new(yaml.Node); !errors.Is(loader.Load(second), io.EOF) {
 		return c, fmt.Errorf("line %d: a second document begins; there is only one", second.Line)
