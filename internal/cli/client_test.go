@@ -137,7 +137,7 @@ func TestSSHArgs(t *testing.T) {
 		"2001:db8::1":       "-l alice 2001:db8::1 -v",
 		"[2001:db8::1]:22":  "-p 22 -l alice 2001:db8::1 -v",
 		"-oProxyCommand=id": "", "web1 -oProxyCommand=id": "", "a;b": "", "a\nb": "", "user@web1": "",
-		"[-oX=1]:22": "", "web1:-1": "",
+		"[-v]:22": "", "-v": "", "web1:-1": "",
 	} {
 		argv, err := sshArgs(host(address), "alice", "/tmp/known hosts", "", []string{"-v"})
 		if want == "" {
