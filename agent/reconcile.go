@@ -97,7 +97,8 @@ func (o *owner) publishGate() {
 // mayOpen says why nothing new may open, or nil.
 func (o *owner) mayOpen() error {
 	err := o.ledger.MayOpen(o.cfg.Clock())
-	if over := errors.Is(err, grant.ErrLease); over && !o.leaseOver {
+	// A host that never had a state has no lease to lose.
+	if errors.Is(err, grant.ErrLease) && !o.leaseOver && o.ledger.Sequence() > 0 {
 		o.leaseOver = true
 		o.rec.note(trail.KindLeaseExpired, nil)
 		o.log.Warn("nothing new opens: the control plane is silent for too long")

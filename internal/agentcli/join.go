@@ -21,6 +21,7 @@ import (
 	"github.com/curfew-access/curfew/agent/link"
 	"github.com/curfew-access/curfew/agent/store"
 	"github.com/curfew-access/curfew/internal/grant"
+	jointoken "github.com/curfew-access/curfew/internal/join"
 	"github.com/curfew-access/curfew/internal/version"
 )
 
@@ -96,6 +97,9 @@ func (f *joinFlags) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if f.server == "" || f.token == "" {
 		return fmt.Errorf("%w: join needs --server and a token; an admin gets both from "+
 			"curfew admin host add", errUsage)
+	}
+	if _, err := jointoken.ParseToken(f.token); err != nil {
+		return err
 	}
 	if err := needRoot(); err != nil {
 		return err
