@@ -66,11 +66,16 @@ func Seal(payloadType string, payload []byte, keys ...ed25519.PrivateKey) ([]byt
 	}
 	pae := dsse.PAE(payloadType, payload)
 	env := envelope{PayloadType: payloadType, Payload: base64.StdEncoding.EncodeToString(payload)}
+	used := make(map[string]bool, len(keys))
 	for _, key := range keys {
-		pub, ok := key.Public().(ed25519.PublicKey)
-		if !ok || len(key) != ed25519.PrivateKeySize {
+		if len(key) != ed25519.PrivateKeySize {
 			return nil, errors.New("sealing: not an Ed25519 private key")
 		}
+		pub := ed25519.PublicKey(key[ed25519.SeedSize:])
+		if used[string(pub)] {
+			return nil, errors.New("sealing: one key is given twice")
+		}
+		used[string(pub)] = true
 		env.Signatures = append(env.Signatures, signature{
 			KeyID: KeyID(pub), Sig: base64.StdEncoding.EncodeToString(ed25519.Sign(key, pae)),
 		})
@@ -101,14 +106,18 @@ func Open(
 	pae := dsse.PAE(payloadType, payload)
 	signers := make(map[string]bool)
 	for _, sig := range env.Signatures {
-		raw, err := base64.StdEncoding.Strict().DecodeString(sig.Sig)
+		raw, err := strictBase64(sig.Sig)
 		if err != nil {
-			return nil, fmt.Errorf("%w: signature is not base64", ErrMalformed)
+			return nil, fmt.Errorf("%w: signature: %w", ErrMalformed, err)
 		}
 		for _, key := range keys {
-			if len(key) == ed25519.PublicKeySize && ed25519.Verify(key, pae, raw) {
-				signers[string(key)] = true
+			if len(key) != ed25519.PublicKeySize || !ed25519.Verify(key, pae, raw) {
+				continue
 			}
+			if signers[string(key)] {
+				return nil, fmt.Errorf("%w: one key signed twice", ErrMalformed)
+			}
+			signers[string(key)] = true
 		}
 	}
 	if len(signers) < threshold {
@@ -135,11 +144,21 @@ func parseEnvelope(data []byte) (env envelope, payload []byte, err error) {
 		return env, nil, fmt.Errorf("%w: envelope with %d signatures, want 1 to %d",
 			ErrMalformed, n, maxSignatures)
 	}
-	payload, err = base64.StdEncoding.Strict().DecodeString(env.Payload)
+	payload, err = strictBase64(env.Payload)
 	if err != nil {
-		return env, nil, fmt.Errorf("%w: payload is not base64", ErrMalformed)
+		return env, nil, fmt.Errorf("%w: payload: %w", ErrMalformed, err)
 	}
 	return env, payload, nil
+}
+
+// strictBase64 accepts the one standard encoding of its bytes. Go's decoder by itself skips line
+// breaks, which would give one object many forms.
+func strictBase64(s string) ([]byte, error) {
+	raw, err := base64.StdEncoding.Strict().DecodeString(s)
+	if err != nil || base64.StdEncoding.EncodeToString(raw) != s {
+		return nil, errors.New("not in standard base64")
+	}
+	return raw, nil
 }
 
 var canonical = proto.MarshalOptions{Deterministic: true}

@@ -31,9 +31,9 @@ func (k Key) MarshalText() ([]byte, error) {
 
 // UnmarshalText accepts exactly what MarshalText writes, and only keys of the right length.
 func (k *Key) UnmarshalText(text []byte) error {
-	raw, err := base64.StdEncoding.Strict().DecodeString(string(text))
+	raw, err := strictBase64(string(text))
 	if err != nil {
-		return fmt.Errorf("key is not base64: %w", err)
+		return fmt.Errorf("key: %w", err)
 	}
 	if len(raw) != ed25519.PublicKeySize {
 		return fmt.Errorf("key has %d bytes, want %d", len(raw), ed25519.PublicKeySize)
@@ -120,18 +120,18 @@ func SealTrust(t *Trust, roots ...ed25519.PrivateKey) ([]byte, error) {
 // same organisation, of no lower epoch, and signed by the root thresholds of both. Without (at
 // enrolment, where the join token's pin vouches for the connection) it must be signed by its own.
 func OpenTrust(env []byte, current *Trust) (*Trust, error) {
+	if current != nil { // before anything of the new one is parsed
+		_, err := Open(env, TypeTrust, MaxTrust, current.RootThreshold, publicKeys(current.RootKeys))
+		if err != nil {
+			return nil, fmt.Errorf("trust file, root keys of version %d: %w", current.Version, err)
+		}
+	}
 	next, err := openTrust(env)
 	if err != nil {
 		return nil, fmt.Errorf("trust file: %w", err)
 	}
 	if current == nil {
 		return next, nil
-	}
-	if _, err := Open(
-		env, TypeTrust, MaxTrust, current.RootThreshold, publicKeys(current.RootKeys),
-	); err != nil {
-		return nil, fmt.Errorf("trust file version %d, root keys of version %d: %w",
-			next.Version, current.Version, err)
 	}
 	switch {
 	case next.Version <= current.Version:
@@ -152,9 +152,13 @@ func openTrust(env []byte) (*Trust, error) {
 	if len(env) > MaxTrust {
 		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrMalformed, len(env), MaxTrust)
 	}
-	_, payload, err := parseEnvelope(env)
+	sealed, payload, err := parseEnvelope(env)
 	if err != nil {
 		return nil, err
+	}
+	if sealed.PayloadType != TypeTrust {
+		return nil, fmt.Errorf("%w: payload type %q, want %q",
+			ErrMalformed, VisibleText(sealed.PayloadType), TypeTrust)
 	}
 	t, err := parseTrust(payload)
 	if err != nil {
@@ -288,6 +292,11 @@ func VerifyApproval(t *Trust, terms *curfewv1.Terms, raw []byte, a *curfewv1.App
 	}
 	if !slices.Contains(person.SSHKeys, SSHKeyText(key)) {
 		return fmt.Errorf("approval of %s is signed by a key that is not theirs", person.Name)
+	}
+	// A second account of the requester's is the requester: who logs in with the key holds it.
+	if slices.Contains(terms.GetAuthorizedKeys(), SSHKeyText(key)) {
+		return fmt.Errorf("approval of %s is signed by a key of %s, who asks",
+			person.Name, terms.GetRequester())
 	}
 	return nil
 }
