@@ -31,6 +31,8 @@ const (
 	version  = 1
 	hashName = "sha512"
 	pemType  = "SSH SIGNATURE"
+	// securityKeyBytes is the length of flags and counter in a security key's signature.
+	securityKeyBytes = 5
 )
 
 // blob is PROTOCOL.sshsig's signature after the magic preamble.
@@ -117,8 +119,11 @@ func Verify(sig []byte, namespace string, message []byte) (ssh.PublicKey, error)
 	if err := ssh.Unmarshal([]byte(b.Signature), &s); err != nil {
 		return nil, fmt.Errorf("parsing the signature of an SSH signature: %w", err)
 	}
-	if err := checkFormat(key, s.Format); err != nil {
+	if err := checkFormat(key, &s); err != nil {
 		return nil, err
+	}
+	if !bytes.Equal(key.Marshal(), []byte(b.PublicKey)) {
+		return nil, errors.New("the key of an SSH signature is not in canonical form")
 	}
 	if err := key.Verify(signedData(namespace, message), &s); err != nil {
 		return nil, fmt.Errorf("SSH signature does not verify: %w", err)
@@ -126,19 +131,30 @@ func Verify(sig []byte, namespace string, message []byte) (ssh.PublicKey, error)
 	return key, nil
 }
 
-// checkFormat refuses SHA-1 RSA signatures and certificates posing as keys.
-func checkFormat(key ssh.PublicKey, format string) error {
+// checkFormat refuses SHA-1 RSA signatures, DSA, certificates posing as keys, and bytes after the
+// signature, which only security keys have: their flags and counter.
+func checkFormat(key ssh.PublicKey, s *ssh.Signature) error {
 	if _, isCert := key.(*ssh.Certificate); isCert {
 		return errors.New("SSH signature was made by a certificate; plain keys only")
 	}
-	if key.Type() == ssh.KeyAlgoRSA {
-		if format != ssh.KeyAlgoRSASHA512 && format != ssh.KeyAlgoRSASHA256 {
-			return fmt.Errorf("SSH signature algorithm %q is not accepted for RSA", format)
+	trailing := 0
+	switch key.Type() {
+	case ssh.KeyAlgoRSA:
+		if s.Format != ssh.KeyAlgoRSASHA512 && s.Format != ssh.KeyAlgoRSASHA256 {
+			return fmt.Errorf("SSH signature algorithm %q is not accepted for RSA", s.Format)
 		}
-		return nil
+	case ssh.KeyAlgoSKED25519, ssh.KeyAlgoSKECDSA256:
+		trailing = securityKeyBytes
+		fallthrough
+	case ssh.KeyAlgoED25519, ssh.KeyAlgoECDSA256, ssh.KeyAlgoECDSA384, ssh.KeyAlgoECDSA521:
+		if s.Format != key.Type() {
+			return fmt.Errorf("SSH signature algorithm %q does not fit a %s key", s.Format, key.Type())
+		}
+	default:
+		return fmt.Errorf("SSH signature was made by a %s key, which is not accepted", key.Type())
 	}
-	if format != key.Type() {
-		return fmt.Errorf("SSH signature algorithm %q does not fit a %s key", format, key.Type())
+	if len(s.Rest) != trailing {
+		return fmt.Errorf("SSH signature has %d bytes after its end, want %d", len(s.Rest), trailing)
 	}
 	return nil
 }
@@ -150,8 +166,10 @@ func Armor(sig []byte) []byte {
 
 // Unarmor returns the binary signature inside what ssh-keygen -Y sign printed.
 func Unarmor(armored []byte) ([]byte, error) {
+	armored = bytes.TrimSpace(armored)
 	block, rest := pem.Decode(armored)
-	if block == nil || block.Type != pemType {
+	if block == nil || block.Type != pemType || len(block.Headers) > 0 ||
+		!bytes.HasPrefix(armored, []byte("-----BEGIN "+pemType+"-----")) {
 		return nil, errors.New("no SSH SIGNATURE block found")
 	}
 	if len(bytes.TrimSpace(rest)) != 0 {
