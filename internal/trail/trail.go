@@ -117,7 +117,7 @@ func CheckEvent(e *curfewv1.Event) error {
 		}
 	}
 	if len(e.GetKind()) > 64 || len(e.GetLogin()) > 64 || len(e.GetRequestId()) > 64 ||
-		len(e.GetBootId()) > 64 || len(e.GetGrantId()) > 32 {
+		len(e.GetBootId()) > 64 || len(e.GetGrantId()) != 0 && len(e.GetGrantId()) != sha256.Size {
 		return fmt.Errorf("event %d: a field is over its limit", e.GetNumber())
 	}
 	return nil
