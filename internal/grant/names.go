@@ -117,8 +117,8 @@ func isLower(c byte) bool { return c >= 'a' && c <= 'z' }
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 
 // VisibleText returns s with everything that could steer a terminal or hide text made visible:
-// control characters, bidirectional and zero-width characters and broken UTF-8 become \x.. or \u....
-// escapes. The result is one line.
+// control characters, bidirectional, zero-width and other invisible characters and broken UTF-8
+// become \x.. or \u.... escapes. The result is one line.
 func VisibleText(s string) string {
 	var b strings.Builder
 	for len(s) > 0 {
@@ -132,7 +132,8 @@ func VisibleText(s string) string {
 			b.WriteString(`\t`)
 		case r < 0x20 || r == 0x7f:
 			fmt.Fprintf(&b, `\x%02x`, r)
-		case !unicode.IsPrint(r):
+		case !unicode.IsPrint(r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point,
+			unicode.Variation_Selector):
 			fmt.Fprintf(&b, `\u%04x`, r)
 		default:
 			b.WriteString(s[:n])

@@ -95,6 +95,10 @@ var escapes = map[string]bool{
 	"less": true, "more": true, "most": true, "man": true, "python3": true, "python": true,
 	"perl": true, "ruby": true, "lua": true, "awk": true, "gawk": true, "mawk": true, "find": true,
 	"xargs": true, "tmux": true, "screen": true, "script": true, "gdb": true, "strace": true,
+	"ash": true, "rbash": true, "mksh": true, "rvim": true, "nvim": true, "vimdiff": true,
+	"vim.tiny": true, "vim.basic": true, "vim.nox": true, "vim.gtk3": true, "ed.distrib": true,
+	"sudoedit": true, "rnano": true, "pico": true, "node": true, "php": true, "tclsh": true,
+	"pkexec": true, "doas": true, "runuser": true, "setpriv": true, "unshare": true,
 	"ssh": true, "systemd-run": true, "dd": true, "tee": true, "cp": true, "mv": true, "ln": true,
 	"chmod": true, "chown": true, "visudo": true, "crontab": true, "mount": true, "docker": true,
 }
@@ -104,7 +108,8 @@ func checkContained(r *curfewv1.SudoRule) error {
 	if r.GetAnyArgs() {
 		return fmt.Errorf("sudo rule for %s: any arguments cannot be contained", r.GetCommand())
 	}
-	if escapes[base] {
+	// python3.11 and lua5.4 are python and lua.
+	if escapes[base] || escapes[strings.TrimRight(base, "0123456789.")] {
 		return fmt.Errorf("sudo rule for %s: %s can hand out a shell or write any file; "+
 			"it cannot be contained", r.GetCommand(), base)
 	}
