@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
@@ -71,7 +72,8 @@ func checkStateFields(s *curfewv1.HostState) error {
 	if n := len(s.GetNonce()); n != 0 && n != NonceSize {
 		return fmt.Errorf("nonce has %d bytes, want %d or none", n, NonceSize)
 	}
-	if n := len(s.GetTrailHead()); n != sha256.Size && (n != 0 || s.GetTrailCount() != 0) {
+	if n := len(s.GetTrailHead()); n != sha256.Size && s.GetTrailCount() != 0 ||
+		n != 0 && s.GetTrailCount() == 0 || s.GetTrailCount() > math.MaxInt64 {
 		return fmt.Errorf("trail head has %d bytes for %d records", n, s.GetTrailCount())
 	}
 	if len(s.GetLive()) > MaxLive || len(s.GetEnded()) > MaxLive {
