@@ -215,6 +215,10 @@ func parseLedger(b []byte) (*Ledger, error) {
 		l.held[h.ID] = read
 	}
 	l.data.Held = nil
+	// What was written has one form; doubled or differently cased names are not what was written.
+	if again, err := l.MarshalJSON(); err != nil || !bytes.Equal(again, b) {
+		return nil, errors.New("not in the form in which it was written")
+	}
 	return l, nil
 }
 
@@ -233,8 +237,15 @@ func reopen(h heldData, host HostID) (held, error) {
 	if err != nil {
 		return held{}, err
 	}
-	if IDOf(g.GetTerms(), host) != h.ID {
-		return held{}, errors.New("the id does not fit the terms")
+	if HostID(g.GetHostId()) != host || IDOf(g.GetTerms(), host) != h.ID {
+		return held{}, errors.New("the id does not fit the terms and the host")
+	}
+	end := int64(0)
+	if h.StartMS != 0 {
+		end = endOf(h.StartMS, terms)
+	}
+	if h.StartMS < 0 || h.EndMS != end {
+		return held{}, errors.New("the window does not fit the terms")
 	}
 	return held{heldData: h, terms: terms, digest: TermsDigest(g.GetTerms())}, nil
 }

@@ -175,6 +175,7 @@ func (l *Ledger) AcceptState(msg *curfewv1.State, now Clock) (Change, error) {
 		l.data.Listed = append(l.data.Listed, ID(raw))
 	}
 	change := Change{LeaseRenewed: l.renewLease(s, now)}
+	l.expire(&change, now) // what was over before the state came has expired, whatever it says
 	l.openListed(&change, now)
 	l.endUnlisted(&change, s)
 	l.expire(&change, now)
@@ -192,7 +193,9 @@ func (l *Ledger) checkState(s *curfewv1.HostState, msg *curfewv1.State, now Cloc
 	if s.GetEpoch() < l.data.Epoch || sameEpoch && s.GetSequence() <= l.data.Sequence {
 		return fmt.Errorf("%w: (%d, %d)", ErrOld, l.data.Epoch, l.data.Sequence)
 	}
-	if ahead := s.GetIssuedAtMs() - l.effective(now); ahead > MaxClockSkew.Milliseconds() {
+	// The wall clock counts here even when it jumped: it may just have been put right.
+	clock := max(l.effective(now), now.Wall.UnixMilli())
+	if ahead := s.GetIssuedAtMs() - clock; ahead > MaxClockSkew.Milliseconds() {
 		return fmt.Errorf("issued %s ahead of this host's clock",
 			time.Duration(ahead)*time.Millisecond)
 	}
@@ -214,8 +217,8 @@ func (l *Ledger) renewLease(s *curfewv1.HostState, now Clock) bool {
 		if len(s.GetNonce()) == 0 || !bytes.Equal(n.nonce, s.GetNonce()) {
 			continue
 		}
-		l.confirm(s.GetIssuedAtMs(), now)
 		sinceSent := (now.Boot - n.boot).Milliseconds()
+		l.confirm(s.GetIssuedAtMs(), sinceSent, now)
 		next := lease{
 			BootID: now.BootID, BootMS: n.boot.Milliseconds() + s.GetValidForMs(),
 			WallMS: l.effective(now) - sinceSent + s.GetValidForMs(),

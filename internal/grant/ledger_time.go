@@ -19,35 +19,37 @@ type Clock struct {
 // highest wall time that is beyond doubt.
 type timeBase struct {
 	BootID string `json:"boot_id"`
-	BootMS int64  `json:"boot_ms"`
-	WallMS int64  `json:"wall_ms"`
-	HighMS int64  `json:"high_ms"`
-	// Confirmed: a signed state agreed with the wall clock in this boot. Until then the wall clock
-	// closes access but tombstones nothing, so that a forged date bricks nothing.
+	// BootMS and WallMS are the anchor: the first reading of this boot, then each signed time that
+	// answers a nonce. Steps of the wall clock do not move it, or many small ones would add up.
+	BootMS int64 `json:"boot_ms"`
+	WallMS int64 `json:"wall_ms"`
+	HighMS int64 `json:"high_ms"`
+	// FloorMS was HighMS when this boot began; what the boot-time clock ran has passed since.
+	FloorMS int64 `json:"floor_ms"`
+	// Confirmed: the anchor is of a signed time. Until then the wall clock closes access but
+	// tombstones nothing, so that a forged date bricks nothing.
 	Confirmed bool `json:"confirmed"`
 }
 
 // observe takes a reading in: it rebases after a boot and tells jumps from steps.
 func (l *Ledger) observe(now Clock) {
 	t := &l.data.Time
-	wall := now.Wall.UnixMilli()
 	if t.BootID != now.BootID {
+		boot := now.Boot.Milliseconds()
 		*t = timeBase{
-			BootID: now.BootID, BootMS: now.Boot.Milliseconds(), WallMS: max(wall, t.HighMS),
-			HighMS: t.HighMS,
+			BootID: now.BootID, BootMS: boot, WallMS: max(now.Wall.UnixMilli(), t.HighMS+boot),
+			HighMS: t.HighMS, FloorMS: t.HighMS,
 		}
 		l.rebaseDeadlines(now)
 	}
-	if l.jumped = abs(wall-l.derived(now)) > MaxClockSkew.Milliseconds(); l.jumped {
-		return
-	}
-	t.BootMS, t.WallMS = now.Boot.Milliseconds(), wall
+	l.jumped = abs(now.Wall.UnixMilli()-l.derived(now)) > MaxClockSkew.Milliseconds()
+	t.HighMS = max(t.HighMS, t.FloorMS+now.Boot.Milliseconds())
 	if t.Confirmed {
-		t.HighMS = max(t.HighMS, wall)
+		t.HighMS = l.effective(now)
 	}
 }
 
-// derived is what the wall clock should say: the last believed time plus what the boot clock ran.
+// derived is what the wall clock should say: the anchor plus what the boot-time clock ran since.
 func (l *Ledger) derived(now Clock) int64 {
 	t := l.data.Time
 	return t.WallMS + now.Boot.Milliseconds() - t.BootMS
@@ -61,29 +63,33 @@ func (l *Ledger) effective(now Clock) int64 {
 	return max(now.Wall.UnixMilli(), l.data.Time.HighMS)
 }
 
-// confirm takes a freshly signed time in: one that answers a nonce of ours.
-func (l *Ledger) confirm(issuedMS int64, now Clock) {
+// confirm takes a freshly signed time in: one that answers a nonce of ours, which was sent ageMS ago.
+// It was signed after that and before now, so now is between it and it plus the age; an answer that
+// was long on its way, through a suspend say, does not make an honest clock wrong.
+func (l *Ledger) confirm(issuedMS, ageMS int64, now Clock) {
 	t := &l.data.Time
-	t.HighMS = max(t.HighMS, issuedMS)
+	skew := MaxClockSkew.Milliseconds()
 	wall := now.Wall.UnixMilli()
-	agrees := abs(wall-issuedMS) <= MaxClockSkew.Milliseconds()
-	l.jumped, t.Confirmed = !agrees, agrees
-	t.BootMS, t.WallMS = now.Boot.Milliseconds(), issuedMS
-	if agrees {
-		t.WallMS = wall
-		l.tightenDeadlines(now)
+	believed := wall
+	if wall < issuedMS-skew || wall > issuedMS+ageMS+skew {
+		believed = min(max(l.derived(now), issuedMS), issuedMS+ageMS)
 	}
+	t.BootMS, t.WallMS, t.Confirmed = now.Boot.Milliseconds(), believed, true
+	t.HighMS = max(t.HighMS, issuedMS)
+	l.observe(now)
+	l.tightenDeadlines(now)
 }
 
 // rebaseDeadlines gives every open window a deadline on the clock of a new boot. It counts from the
-// highest time beyond doubt, the latest that the deadline can be; tightenDeadlines corrects it.
+// highest time beyond doubt, which was before that clock began: the latest that the deadline can be,
+// however late in the boot this runs. tightenDeadlines corrects it.
 func (l *Ledger) rebaseDeadlines(now Clock) {
 	for id, h := range l.held {
 		if h.StartMS == 0 {
 			continue
 		}
 		h.BootID = now.BootID
-		h.BootMS = now.Boot.Milliseconds() + h.EndMS - max(l.data.Time.HighMS, h.StartMS)
+		h.BootMS = h.EndMS - max(l.data.Time.FloorMS, h.StartMS)
 		l.held[id] = h
 	}
 }

@@ -137,7 +137,7 @@ func (l *Ledger) open(h held, change *Change, now Clock) error {
 	if before != (ID{}) {
 		h.StartMS = l.held[before].StartMS
 	}
-	h.EndMS = min(h.StartMS+h.terms.GetDurationMs(), h.terms.GetHardEndMs())
+	h.EndMS = endOf(h.StartMS, h.terms)
 	h.BootID = now.BootID
 	h.BootMS = now.Boot.Milliseconds() + h.EndMS - l.effective(now)
 	l.held[h.ID] = h
@@ -146,6 +146,10 @@ func (l *Ledger) open(h held, change *Change, now Clock) error {
 	}
 	change.Started = append(change.Started, h.live())
 	return nil
+}
+
+func endOf(startMS int64, terms *curfewv1.Terms) int64 {
+	return min(startMS+terms.GetDurationMs(), terms.GetHardEndMs())
 }
 
 // endUnlisted ends what a newer state no longer lists. A grant that never started and is not named
@@ -163,11 +167,19 @@ func (l *Ledger) endUnlisted(change *Change, s *curfewv1.HostState) {
 		if l.held[id].StartMS == 0 && !named {
 			continue
 		}
-		cause := word.GetCause()
-		if cause == curfewv1.EndCause_END_CAUSE_UNSPECIFIED {
-			cause = curfewv1.EndCause_END_CAUSE_WITHDRAWN
-		}
-		l.end(change, id, cause, word.GetBy())
+		l.end(change, id, causeOf(word), word.GetBy())
+	}
+}
+
+// causeOf reads a state's word on why a grant ended. "Extended" is not a word that ends anything:
+// only an extension that opened here does, and then the grant it follows is gone already.
+func causeOf(word *curfewv1.Ended) curfewv1.EndCause {
+	switch c := word.GetCause(); c {
+	case curfewv1.EndCause_END_CAUSE_EXPIRED, curfewv1.EndCause_END_CAUSE_REVOKED,
+		curfewv1.EndCause_END_CAUSE_DONE:
+		return c
+	default:
+		return curfewv1.EndCause_END_CAUSE_WITHDRAWN
 	}
 }
 
