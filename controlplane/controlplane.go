@@ -44,7 +44,6 @@ type Server struct {
 	log      hclog.Logger
 	store    *store.Store
 	bell     watch.Bell
-	wake     chan struct{}
 	hub      *stream.Hub
 	access   *access.Service
 	sender   *notify.Sender
@@ -57,7 +56,7 @@ type Server struct {
 func New(ctx context.Context, c Config, now func() time.Time, version string, log hclog.Logger) (
 	s *Server, err error,
 ) {
-	s = &Server{config: c, log: log, wake: make(chan struct{}, 1)}
+	s = &Server{config: c, log: log}
 	hooks := make([]notify.Webhook, 0, len(c.Webhooks))
 	urls := make([]string, 0, len(c.Webhooks))
 	for _, w := range c.Webhooks {
@@ -82,7 +81,7 @@ func New(ctx context.Context, c Config, now func() time.Time, version string, lo
 		return nil, err
 	}
 	s.sender, err = notify.New(notify.Config{
-		Store: s.store, Webhooks: hooks, Wake: s.wake, Now: now, Log: log.Named("notify"),
+		Store: s.store, Webhooks: hooks, Now: now, Log: log.Named("notify"),
 	})
 	if err != nil {
 		return nil, err
@@ -199,10 +198,7 @@ func (s *Server) changed(c watch.Change) {
 		s.hub.Changed(c.Hosts...)
 	}
 	if c.Messages {
-		select {
-		case s.wake <- struct{}{}:
-		default: // it is awake already
-		}
+		s.sender.Wake()
 	}
 }
 

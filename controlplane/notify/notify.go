@@ -34,9 +34,12 @@ const (
 	firstRetry  = 2 * time.Second
 	longestWait = 30 * time.Minute
 	timeout     = 10 * time.Second
-	concurrent  = 4
+	batch       = 100
 	minSecret   = 16 // bytes
 	maxSecret   = 4 << 10
+	// A lane looks again after at most longestIdle, and never sooner than shortestIdle.
+	shortestIdle = 100 * time.Millisecond
+	longestIdle  = time.Minute
 )
 
 // Delivery is one message for one URL.
@@ -50,12 +53,14 @@ type Delivery struct {
 
 // Store is the durable outbox.
 type Store interface {
-	// DueDeliveries lists at most limit that are due now.
-	DueDeliveries(ctx context.Context, now time.Time, limit int) ([]Delivery, error)
-	// NextDelivery is when the next one is due; zero for none.
-	NextDelivery(ctx context.Context) (time.Time, error)
+	// DueDeliveries lists at most limit for one URL that are due now, oldest first.
+	DueDeliveries(ctx context.Context, url string, now time.Time, limit int) ([]Delivery, error)
+	// NextDelivery is when the next one for this URL is due; zero for none.
+	NextDelivery(ctx context.Context, url string) (time.Time, error)
 	PutAttempt(ctx context.Context, d Delivery, next time.Time, why string) error
 	DropDelivery(ctx context.Context, d Delivery) error
+	// DropOthers removes what is for none of these URLs.
+	DropOthers(ctx context.Context, urls []string) error
 }
 
 // Webhook is one receiver. Secret signs what it gets.
@@ -68,8 +73,6 @@ type Webhook struct {
 type Config struct {
 	Store    Store
 	Webhooks []Webhook
-	// Wake is signalled when the outbox grew; it needs a buffer of one.
-	Wake <-chan struct{}
 	// Transport is nil for http.DefaultTransport's behaviour.
 	Transport http.RoundTripper
 	Now       func() time.Time
@@ -78,17 +81,23 @@ type Config struct {
 
 // Sender empties the outbox.
 type Sender struct {
-	c       Config
-	secrets map[string][]byte
-	client  *http.Client
+	c      Config
+	lanes  []*lane
+	client *http.Client
+}
+
+// lane is one receiver's own queue: a dead one keeps nobody else waiting.
+type lane struct {
+	Webhook
+	wake chan struct{} // of one
 }
 
 // New checks the configuration.
 func New(c Config) (*Sender, error) {
-	if c.Store == nil || c.Now == nil || c.Log == nil || c.Wake == nil {
-		return nil, errors.New("webhooks: store, clock, log or wake-up is missing")
+	if c.Store == nil || c.Now == nil || c.Log == nil {
+		return nil, errors.New("webhooks: store, clock or log is missing")
 	}
-	s := &Sender{c: c, secrets: make(map[string][]byte)}
+	s := &Sender{c: c}
 	for _, w := range c.Webhooks {
 		if err := CheckURL(w.URL); err != nil {
 			return nil, err
@@ -97,7 +106,7 @@ func New(c Config) (*Sender, error) {
 			return nil, fmt.Errorf("webhook %s: the secret has %d bytes; at least %d",
 				w.URL, len(w.Secret), minSecret)
 		}
-		s.secrets[w.URL] = w.Secret
+		s.lanes = append(s.lanes, &lane{Webhook: w, wake: make(chan struct{}, 1)})
 	}
 	s.client = &http.Client{
 		Timeout: timeout, Transport: c.Transport,
@@ -147,58 +156,72 @@ func LoadSecret(path string) ([]byte, error) {
 	return b, nil
 }
 
-// Run delivers until ctx ends.
-func (s *Sender) Run(ctx context.Context) error {
-	for {
-		if err := s.Once(ctx); err != nil && ctx.Err() == nil {
-			s.c.Log.Error("the webhook outbox cannot be read", "error", err)
+// Wake says that the outbox grew. It never blocks.
+func (s *Sender) Wake() {
+	for _, l := range s.lanes {
+		select {
+		case l.wake <- struct{}{}:
+		default: // it is awake already
 		}
-		wait := time.Minute
-		if next, err := s.c.Store.NextDelivery(ctx); err == nil && !next.IsZero() {
-			wait = min(max(next.Sub(s.c.Now()), 100*time.Millisecond), wait)
+	}
+}
+
+// Run delivers until ctx ends. Messages for receivers that are no longer configured are dropped.
+func (s *Sender) Run(ctx context.Context) error {
+	urls := make([]string, 0, len(s.lanes))
+	for _, l := range s.lanes {
+		urls = append(urls, l.URL)
+	}
+	if err := s.c.Store.DropOthers(ctx, urls); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("webhooks: %w", err)
+	}
+	var wg sync.WaitGroup
+	for _, l := range s.lanes {
+		wg.Go(func() { s.run(ctx, l) })
+	}
+	wg.Wait()
+	return nil
+}
+
+func (s *Sender) run(ctx context.Context, l *lane) {
+	for ctx.Err() == nil {
+		if err := s.once(ctx, l); err != nil && ctx.Err() == nil {
+			s.c.Log.Error("the webhook outbox cannot be read", "url", l.URL, "error", err)
+		}
+		wait := longestIdle
+		if next, err := s.c.Store.NextDelivery(ctx, l.URL); err == nil && !next.IsZero() {
+			wait = min(max(next.Sub(s.c.Now()), shortestIdle), wait)
 		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		case <-s.c.Wake:
-			timer.Stop()
+		case <-l.wake:
 		case <-timer.C:
 		}
+		timer.Stop()
 	}
 }
 
-// Once tries everything that is due now, a few at a time.
-func (s *Sender) Once(ctx context.Context) error {
-	due, err := s.c.Store.DueDeliveries(ctx, s.c.Now(), 100)
+// once tries everything that is due now for one receiver, in order.
+func (s *Sender) once(ctx context.Context, l *lane) error {
+	due, err := s.c.Store.DueDeliveries(ctx, l.URL, s.c.Now(), batch)
 	if err != nil {
 		return err
 	}
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, concurrent)
 	for _, d := range due {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			s.try(ctx, d)
-		})
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		s.try(ctx, d, l.Secret)
 	}
-	wg.Wait()
-	return ctx.Err()
+	return nil
 }
 
-func (s *Sender) try(ctx context.Context, d Delivery) {
+func (s *Sender) try(ctx context.Context, d Delivery, secret []byte) {
 	log := s.c.Log.With("message", d.ID, "url", d.URL)
-	secret, known := s.secrets[d.URL]
-	if !known {
-		log.Warn("message dropped: the webhook is no longer configured")
-		s.settle(log, s.c.Store.DropDelivery(ctx, d))
-		return
-	}
 	err := s.send(ctx, d, secret)
 	if ctx.Err() != nil {
-		return
+		return // stopping; it will come again
 	}
 	now := s.c.Now()
 	switch {

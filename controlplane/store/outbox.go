@@ -31,7 +31,7 @@ func (t *Tx) Notify(m access.Message) error {
 }
 
 // DueDeliveries lists what is to be tried now, oldest first; see notify.Store.
-func (s *Store) DueDeliveries(ctx context.Context, now time.Time, limit int) (
+func (s *Store) DueDeliveries(ctx context.Context, url string, now time.Time, limit int) (
 	out []notify.Delivery, err error,
 ) {
 	err = s.View(ctx, func(t *Tx) error {
@@ -40,18 +40,18 @@ func (s *Store) DueDeliveries(ctx context.Context, now time.Time, limit int) (
 			err = scan(&d.ID, &d.URL, &d.Body, &created, &d.Attempts)
 			d.Created = fromMS(created)
 			return d, err
-		}, `SELECT id, url, body, created_ms, attempts FROM outbox WHERE next_ms <= ?
-			ORDER BY next_ms LIMIT ?`, ms(now), limit)
+		}, `SELECT id, url, body, created_ms, attempts FROM outbox WHERE url = ? AND next_ms <= ?
+			ORDER BY next_ms LIMIT ?`, url, ms(now), limit)
 		return err
 	})
 	return out, err
 }
 
-// NextDelivery is when the next one is due; zero for none. See notify.Store.
-func (s *Store) NextDelivery(ctx context.Context) (next time.Time, err error) {
+// NextDelivery is when the next one for a URL is due; zero for none. See notify.Store.
+func (s *Store) NextDelivery(ctx context.Context, url string) (next time.Time, err error) {
 	err = s.View(ctx, func(t *Tx) error {
 		var v int64
-		err := t.row("SELECT coalesce(min(next_ms), 0) FROM outbox").Scan(&v)
+		err := t.row("SELECT coalesce(min(next_ms), 0) FROM outbox WHERE url = ?", url).Scan(&v)
 		next = fromMS(v)
 		return err
 	})
@@ -72,3 +72,16 @@ func (s *Store) DropDelivery(ctx context.Context, d notify.Delivery) error {
 		return t.exec("DELETE FROM outbox WHERE id = ? AND url = ?", d.ID, d.URL)
 	})
 }
+
+// DropOthers removes what is for none of these URLs; see notify.Store.
+func (s *Store) DropOthers(ctx context.Context, urls []string) error {
+	known, err := jsonText(append([]string{}, urls...))
+	if err != nil {
+		return err
+	}
+	return s.Update(ctx, func(t *Tx) error {
+		return t.exec("DELETE FROM outbox WHERE url NOT IN (SELECT value FROM json_each(?))", known)
+	})
+}
+
+var _ notify.Store = (*Store)(nil)

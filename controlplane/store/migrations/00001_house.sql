@@ -208,4 +208,4 @@ CREATE TABLE outbox (
     last_error TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (id, url)
 ) STRICT;
-CREATE INDEX outbox_next ON outbox (next_ms);
+CREATE INDEX outbox_next ON outbox (url, next_ms);
