@@ -198,12 +198,14 @@ static void entry(char what)
 	}
 }
 
-/* Calls with a growing buffer as glibc does; 0 grows from the smallest byte by byte. */
+/* Calls with a buffer that grows: by single bytes, or in the battery as glibc does. */
+static int fast;
+
 static enum nss_status grow(const struct query *q, size_t len)
 {
 	enum nss_status rc;
 
-	for (size_t n = len;; n = n < 512 ? n + 1 : n * 2) {
+	for (size_t n = len;; n = n < 512 && !fast ? n + 1 : n * 2 + 1) {
 		rc = call(q, n);
 		if (rc != NSS_STATUS_TRYAGAIN)
 			break;
@@ -350,7 +352,9 @@ static void serve(const unsigned char *in, size_t len)
 		enumerate(q.what, 0);
 		break;
 	case 'A':
+		fast = 1;
 		battery();
+		fast = 0;
 		break;
 	case 'B':
 		q.what = (char)limit;
