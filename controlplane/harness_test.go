@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -43,7 +44,11 @@ type house struct {
 	config controlplane.Config
 	stop   func()
 	admin  *person
+	// ahead is by how many nanoseconds the server's clock is ahead of the world's.
+	ahead atomic.Int64
 }
+
+func (h *house) now() time.Time { return time.Now().Add(time.Duration(h.ahead.Load())) }
 
 type person struct {
 	t    *testing.T
@@ -99,7 +104,7 @@ func build(t *testing.T, tune func(*controlplane.Config)) *house {
 func (h *house) start() {
 	h.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	s, err := controlplane.New(ctx, h.config, time.Now, "test", hclog.NewNullLogger())
+	s, err := controlplane.New(ctx, h.config, h.now, "test", hclog.NewNullLogger())
 	if err != nil {
 		cancel()
 		h.t.Fatal(err)

@@ -66,8 +66,9 @@ func (s *Service) Approve(
 	}
 	s.c.Log.Info("approval", "request", id, "by", p.Name, "enough", approved)
 	if approved {
-		// The approval stands whatever happens here; the sweep tries again.
-		if _, err := s.c.Issuer.Issue(ctx, id); err != nil {
+		// The approval stands whatever happens here, also when the approver hangs up; the sweep tries
+		// again.
+		if _, err := s.c.Issuer.Issue(context.WithoutCancel(ctx), id); err != nil {
 			s.c.Log.Error("an approved request has no grants yet; trying again", "request", id,
 				"error", err)
 		}
