@@ -146,6 +146,10 @@ func (e *Enforce) openHost(o *owner, host string) (err error) {
 			Visudo: e.path("usr/sbin/visudo"), Cvtsudoers: e.path("usr/bin/cvtsudoers"),
 			Sudoers: e.path("etc/sudoers"), Timeout: toolTimeout,
 		},
+		Directory: account.Directory{
+			Getent: e.path("usr/bin/getent"), Nscd: e.path("usr/sbin/nscd"),
+			NscdSocket: e.path("run/nscd/socket"), Timeout: toolTimeout,
+		},
 		Drift: func(repairs []enforce.Repair) { o.drifted(repairs) },
 	})
 	if err != nil {

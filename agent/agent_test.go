@@ -67,13 +67,27 @@ func newMachine(t *testing.T) *machine {
 			t.Fatal(err)
 		}
 	}
-	m.write("usr/bin/true", "")
-	if err := os.Chmod(m.path("usr/bin/true"), 0o755); err != nil {
-		t.Fatal(err)
+	for name, text := range map[string]string{"usr/bin/true": "", "usr/bin/getent": getent} {
+		m.write(name, text)
+		if err := os.Chmod(m.path(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
+	m.write("etc/directory", "")
 	m.join()
 	return m
 }
+
+// getent is a name service that knows the host's own files and the accounts that have keys.
+const getent = `#!/bin/sh
+root=$(dirname "$0")/../..
+case $2 in *[!0-9]*) ;; *) exit 2 ;; esac
+grep "^$2:" "$root/etc/directory" && exit 0
+grep "^$2:" "$root/etc/passwd" && exit 0
+line=$(grep " $2\$" "$root/var/lib/curfew/gate.conf" | grep ^account) || exit 2
+set -- $line
+echo "$3:*:$2:$2:Curfew account:/home/$3:/bin/bash"
+`
 
 func (m *machine) path(name string) string { return filepath.Join(m.root, name) }
 

@@ -23,7 +23,8 @@ type verdict struct {
 	refused string
 	// standing are rules of others that observe mode lets pass.
 	standing []string
-	// stood: the files were on disk before; read: sudo was found to read the rules.
+	// stood: the files were on disk before; read: sudo was found to read the rules, and programs to
+	// find the account.
 	stood, read bool
 }
 
@@ -35,8 +36,7 @@ func (r *Reconciler) Pending(results []Result) bool {
 		if !res.Applied() {
 			return res.Status == curfewv1.GrantStatus_GRANT_STATUS_UNSPECIFIED
 		}
-		v, checked := r.verdicts[res.Live.ID]
-		return !checked || !v.read && len(res.Live.Terms.GetSudoRules()) > 0
+		return !r.verdicts[res.Live.ID].read
 	})
 }
 
@@ -126,7 +126,10 @@ func (r *Reconciler) admitOne(
 	}
 	stood := r.stood(live, subject)
 	err = r.admitRules(ctx, in, live, host)
-	if err != nil && (!stood || !errors.Is(err, sudoers.ErrTool)) {
+	if err == nil && subject.Class == account.ClassAccount {
+		err = r.cfg.Directory.Free(ctx, subject.Login, subject.UID)
+	}
+	if err != nil && (!stood || !errors.Is(err, sudoers.ErrTool) && !errors.Is(err, account.ErrDirectory)) {
 		return verdict{refused: err.Error()}
 	}
 	if !r.cfg.Checker.Present() {
@@ -226,42 +229,62 @@ func personOf(in Input, live grant.Live, s account.Subject) sudoers.Person {
 	return p
 }
 
-// Verify finds out whether sudo reads the drop-ins that Apply wrote: a host whose sudoers does not
-// include our folder would otherwise be told "applied" while nothing is. What it cannot see is
-// refused, and the caller applies again. Like Admit it may take its time.
+// Verify finds out whether what Apply wrote has effect: whether sudo reads the drop-ins, and programs
+// find the accounts. Otherwise a host whose sudoers or name service does not include ours would be
+// told "applied" while nothing is. What has no effect is refused, and the caller applies again. Like
+// Admit it may take its time.
 func (r *Reconciler) Verify(ctx context.Context, results []Result) {
-	var unread []Result
+	var fresh []Result
 	r.mu.Lock()
 	for _, res := range results {
-		if res.Applied() && len(res.Live.Terms.GetSudoRules()) > 0 && !r.verdicts[res.Live.ID].read {
-			unread = append(unread, res)
+		if v, checked := r.verdicts[res.Live.ID]; res.Applied() && checked && !v.read {
+			fresh = append(fresh, res)
 		}
 	}
 	r.mu.Unlock()
-	if len(unread) == 0 {
+	if len(fresh) == 0 {
 		return
 	}
-	policy, err := r.cfg.Checker.Policy(ctx)
-	if ctx.Err() != nil {
-		return
+	if err := r.cfg.Directory.Forget(ctx); err != nil {
+		r.cfg.Log.Warn("look-ups may be answered from before", "error", err)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, res := range unread {
+	host := &hostPolicy{checker: r.cfg.Checker}
+	for _, res := range fresh {
+		err := r.effect(ctx, res, host)
+		if ctx.Err() != nil {
+			return
+		}
+		r.mu.Lock()
 		v := r.verdicts[res.Live.ID]
-		switch {
-		case err != nil && v.stood:
-			v.read = true // it was enforced before; see Reconciler.stood
-		case err != nil:
-			v.refused = err.Error()
-		case policy.Holds(DropinOf(res.Live)):
+		outage := errors.Is(err, sudoers.ErrTool) || errors.Is(err, account.ErrDirectory)
+		if err == nil || v.stood && outage {
 			v.read = true
-		default:
-			v.refused = "sudo does not read " + path.Join("/", SudoersDir) +
-				": /etc/sudoers.d/curfew must include it, and /etc/sudoers that"
+		} else {
+			v.refused = err.Error()
 		}
 		r.verdicts[res.Live.ID] = v
+		r.mu.Unlock()
 	}
+}
+
+func (r *Reconciler) effect(ctx context.Context, res Result, host *hostPolicy) error {
+	if res.Subject.Class == account.ClassAccount {
+		if err := r.cfg.Directory.Resolves(ctx, res.Subject.Login, res.Subject.UID); err != nil {
+			return err
+		}
+	}
+	if len(res.Live.Terms.GetSudoRules()) == 0 {
+		return nil
+	}
+	policy, err := host.get(ctx)
+	if err != nil {
+		return err
+	}
+	if !policy.Holds(DropinOf(res.Live)) {
+		return errors.New("sudo does not read " + path.Join("/", SudoersDir) +
+			": /etc/sudoers.d/curfew must include it, and /etc/sudoers that")
+	}
+	return nil
 }
 
 // standing says in words what is wrong for grants that are applied all the same (mode observe).

@@ -86,6 +86,8 @@ func newHost(t *testing.T) *host {
 		h.path("etc/sudoers.d")+"\n", 0o440)
 	h.write("etc/sudoers.d/curfew", "@includedir "+h.path(SudoersDir)+"\n", 0o440)
 	h.write("usr/bin/systemctl", "", 0o755)
+	h.write("usr/bin/getent", getent, 0o755)
+	h.write("etc/directory", "", 0o644)
 	h.r = h.reconciler(nil)
 	return h
 }
@@ -107,6 +109,7 @@ func (h *host) reconciler(kernel folder.Kernel) *Reconciler {
 			Visudo: "/usr/sbin/visudo", Cvtsudoers: "/usr/bin/cvtsudoers",
 			Sudoers: h.path("etc/sudoers"), Timeout: 20 * time.Second,
 		},
+		Directory: account.Directory{Getent: h.path("usr/bin/getent"), Timeout: 20 * time.Second},
 		Drift: func(repairs []Repair) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
@@ -134,6 +137,17 @@ func (h *host) takeDrift() []Repair {
 	h.drift = nil
 	return d
 }
+
+// getent is a name service that knows the host's own files and the accounts that have keys.
+const getent = `#!/bin/sh
+root=$(dirname "$0")/../..
+case $2 in *[!0-9]*) ;; *) exit 2 ;; esac
+grep "^$2:" "$root/etc/directory" && exit 0
+grep "^$2:" "$root/etc/passwd" && exit 0
+line=$(grep " $2\$" "$root/var/lib/curfew/gate.conf" | grep ^account) || exit 2
+set -- $line
+echo "$3:*:$2:$2:Curfew account:/home/$3:/bin/bash"
+`
 
 func rules() account.Rules {
 	return account.Rules{
@@ -410,6 +424,34 @@ func TestAppliedMeansThatSudoReadsIt(t *testing.T) {
 	h.r.Retry()
 	if r := h.apply(s)[1]; !r.Applied() {
 		t.Errorf("after mending: %q", r.Detail)
+	}
+}
+
+// A9: a name or uid that is somebody's in a directory elsewhere is not given away, and an account that
+// programs do not find is not "applied".
+func TestTheHostsNameServiceAgrees(t *testing.T) {
+	h := newHost(t)
+	h.write("etc/directory", "eve:x:5001:5001::/nfs/eve:/bin/sh\n", 0o644)
+	results := h.apply(state(live(1, "alice"), live(2, "eve")))
+	if r := results[2]; r.Applied() || !strings.Contains(r.Detail, "somebody with uid 5001") {
+		t.Errorf("a login of the directory's: %v %q", r.Status, r.Detail)
+	}
+	if !results[1].Applied() {
+		t.Errorf("the other one: %q", results[1].Detail)
+	}
+	h.write("usr/bin/getent", "#!/bin/sh\nexit 2\n", 0o755)
+	if r := h.apply(state(live(3, "frank")))[3]; r.Applied() ||
+		!strings.Contains(r.Detail, "/etc/nsswitch.conf") {
+		t.Errorf("nobody finds the account: %v %q", r.Status, r.Detail)
+	}
+	if h.exists(KeysDir + "/frank") {
+		t.Error("something of the failed grant stays")
+	}
+	h.r.cfg.Directory.Timeout = 200 * time.Millisecond
+	h.write("usr/bin/getent", "#!/bin/sh\nexec sleep 60\n", 0o755)
+	if r := h.apply(state(live(4, "grace")))[4]; r.Applied() ||
+		!strings.Contains(r.Detail, "does not answer") {
+		t.Errorf("a hanging directory: %v %q", r.Status, r.Detail)
 	}
 }
 

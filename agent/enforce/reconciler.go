@@ -40,9 +40,11 @@ type Config struct {
 	// Root is the folder that all paths start from, "/" on a host.
 	Root    string
 	Checker sudoers.Checker
-	Keys    keys.Style
-	UIDs    UIDTable
-	Log     hclog.Logger
+	// Directory is the host's name service.
+	Directory account.Directory
+	Keys      keys.Style
+	UIDs      UIDTable
+	Log       hclog.Logger
 	// Drift hears of files that somebody else changed and that were put right. It may be called from
 	// two goroutines and must not call back.
 	Drift func([]Repair)
@@ -76,8 +78,9 @@ type Reconciler struct {
 
 // New opens the file system's root.
 func New(cfg Config) (*Reconciler, error) {
-	if cfg.UIDs == nil || cfg.Log == nil || cfg.Drift == nil || cfg.Checker.Timeout <= 0 {
-		return nil, errors.New("reconciler: uid table, log, drift and the checker's timeout are needed")
+	if cfg.UIDs == nil || cfg.Log == nil || cfg.Drift == nil || cfg.Checker.Timeout <= 0 ||
+		cfg.Directory.Timeout <= 0 {
+		return nil, errors.New("reconciler: uid table, log, drift and the tools' timeouts are needed")
 	}
 	root, err := folder.Open(cfg.Root, cfg.Kernel)
 	if err != nil {
