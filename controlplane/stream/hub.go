@@ -86,6 +86,8 @@ const (
 	KindHostRefused = "host.refused"
 	KindHostClone   = "host.clone_noticed"
 	KindHostForged  = "host.bad_message"
+	// KindHostEventsLost names events that a restore of the control plane lost.
+	KindHostEventsLost = "host.events_lost"
 	// KindHostOther stands for an event whose kind this control plane does not know.
 	KindHostOther = "host.other"
 )
@@ -100,7 +102,6 @@ func ServerOptions(t Timing) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(128),
-		grpc.SharedWriteBuffer(true), // 32 KiB less for each of thousands of idle hosts
 		grpc.ConnectionTimeout(t.Hello),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: t.Ping, Timeout: t.PingTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{

@@ -29,6 +29,9 @@ type Host struct {
 	Refused string
 	// Chain is where the durable events of the host stand.
 	Chain trail.Chain
+	// Restored is true until the first events after a restore of the control plane: the host may have
+	// been promised that events are durable which the restore lost, and may have dropped them.
+	Restored bool
 }
 
 // HostEvent is one verified event, ready for the trail.

@@ -107,6 +107,11 @@ func (c *conn) link(
 	if e.GetNumber() <= chain.Count {
 		return true, ev, c.checkRepeated(chain, e)
 	}
+	if c.host.Restored && e.GetNumber() > chain.Count+1 {
+		if err := c.skipLost(chain, e); err != nil {
+			return false, ev, err
+		}
+	}
 	next, err := chain.Next(e)
 	switch {
 	case err == nil:
@@ -125,6 +130,21 @@ func (c *conn) link(
 		return false, ev, fmt.Errorf("encoding event %d: %w", e.GetNumber(), err)
 	}
 	return false, c.eventOf(e, raw), nil
+}
+
+// skipLost goes on behind the events that a restore of the control plane lost, once: the host was told
+// that they are durable and holds them no more. What follows is chained as ever.
+func (c *conn) skipLost(chain *trail.Chain, e *curfewv1.Event) error {
+	c.host.Restored = false
+	err := c.hub.store.AppendRecord(c.ctx, c.record(KindHostEventsLost, map[string]string{
+		"from": fmt.Sprint(chain.Count + 1), "to": fmt.Sprint(e.GetNumber() - 1),
+		"why": "the control plane was restored from a backup",
+	}))
+	if err != nil {
+		return fmt.Errorf("recording lost events of host %s: %w", c.host.Name, err)
+	}
+	*chain = trail.Chain{Count: e.GetNumber() - 1, Head: e.GetPrevious()}
+	return nil
 }
 
 // checkRepeated accepts an event that came again and refuses a different one under its number.
