@@ -281,10 +281,15 @@ type host struct {
 	name   string
 	root   ed25519.PrivateKey
 	cert   *tls.Certificate
-	mu     sync.Mutex // guards ledger
+	mu     sync.Mutex // guards ledger and chain
 	ledger *grant.Ledger
-	quit   context.CancelFunc
-	done   chan struct{}
+	chain  trail.Chain
+	// acked is how many events the control plane called durable; they are dropped here.
+	acked atomic.Uint64
+	// say carries events to send.
+	say  chan *curfewv1.Event
+	quit context.CancelFunc
+	done chan struct{}
 }
 
 func (h *house) join(name string) *host {
@@ -307,7 +312,7 @@ func (h *house) join(name string) *host {
 	ledger, err := grant.NewLedger(grant.HostIDOf(rootPub), resp.GetTrustEnvelope())
 	must(h.t, err)
 	m := &host{
-		h: h, name: name, root: root, ledger: ledger,
+		h: h, name: name, root: root, ledger: ledger, say: make(chan *curfewv1.Event, 16),
 		cert: &tls.Certificate{Certificate: [][]byte{resp.GetCertificate()}, PrivateKey: link},
 	}
 	m.connect()
@@ -362,20 +367,53 @@ func (m *host) live(ctx context.Context, conn *grpc.ClientConn) error {
 	if err := m.send(s, &curfewv1.HostMessage{Body: &curfewv1.HostMessage_Hello{Hello: hello}}); err != nil {
 		return err
 	}
+	received := make(chan *curfewv1.ControlMessage)
+	failed := make(chan error, 1)
+	go func() {
+		for {
+			msg, err := s.Recv()
+			if err != nil {
+				failed <- err
+				return
+			}
+			received <- msg
+		}
+	}()
 	for {
-		msg, err := s.Recv()
-		if err != nil {
+		out := new(curfewv1.HostMessage)
+		select {
+		case err := <-failed:
 			return err
+		case e := <-m.say:
+			out.Body = &curfewv1.HostMessage_Event{Event: e}
+		case msg := <-received:
+			ack := m.take(msg)
+			if ack == nil {
+				continue
+			}
+			out.Body = &curfewv1.HostMessage_Ack{Ack: ack}
 		}
-		ack := m.take(msg)
-		if ack == nil {
-			continue
-		}
-		err = m.send(s, &curfewv1.HostMessage{Body: &curfewv1.HostMessage_Ack{Ack: ack}})
-		if err != nil {
+		if err := m.send(s, out); err != nil {
 			return err
 		}
 	}
+}
+
+// tell puts an event on the host's chain, sends it and waits until it is called durable.
+func (m *host) tell(e *curfewv1.Event) {
+	m.h.t.Helper()
+	m.mu.Lock()
+	e.TimeMs, e.BootId = time.Now().UnixMilli(), "boot"
+	must(m.h.t, m.chain.Append(e))
+	m.mu.Unlock()
+	m.say <- e
+	for range 500 {
+		if m.acked.Load() >= e.GetNumber() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	m.h.t.Fatalf("event %d of host %s is not acknowledged", e.GetNumber(), m.name)
 }
 
 func (m *host) hello() *curfewv1.Hello {
@@ -386,7 +424,8 @@ func (m *host) hello() *curfewv1.Hello {
 	}
 	id := l.Host()
 	hello := &curfewv1.Hello{
-		Protocol: 1, HostId: id[:], AgentVersion: "test", BootId: "boot", TrustVersion: l.TrustVersion(),
+		Protocol: 1, HostId: id[:], AgentVersion: "test", BootId: "boot",
+		EventCount: m.chain.Count, EventHead: m.chain.Head, TrustVersion: l.TrustVersion(),
 		Epoch: l.Epoch(), Sequence: l.Sequence(), TrailCount: l.TrailCount(), TrailHead: l.TrailHead(),
 		Nonce: nonce,
 	}
@@ -413,6 +452,8 @@ func (m *host) take(msg *curfewv1.ControlMessage) *curfewv1.Ack {
 		}
 	case *curfewv1.ControlMessage_State:
 		return m.state(b.State)
+	case *curfewv1.ControlMessage_EventAck:
+		m.acked.Store(b.EventAck.GetCount())
 	}
 	return nil
 }

@@ -15,7 +15,9 @@ import (
 
 	"github.com/curfew-access/curfew/controlplane"
 	"github.com/curfew-access/curfew/controlplane/store"
+	"github.com/curfew-access/curfew/internal/trail"
 	apiv1 "github.com/curfew-access/curfew/proto/curfew/api/v1"
+	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
 func quietLog() hclog.Logger { return hclog.NewNullLogger() }
@@ -41,8 +43,12 @@ func TestRestoredControlPlaneIsObeyed(t *testing.T) {
 	_, err = bob.approve(ended)
 	must(t, err)
 	web1.eventually(2)
+	web1.tell(&curfewv1.Event{Kind: trail.KindAgentStarted})
 	file := filepath.Join(t.TempDir(), "b.tar")
 	h.backup(file)
+	// Durable, says the control plane, and the host drops them; then the restore loses them.
+	web1.tell(&curfewv1.Event{Kind: trail.KindConfigLoaded})
+	web1.tell(&curfewv1.Event{Kind: trail.KindConfigLoaded})
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("the backup is %v, %v", info, err)
 	}
@@ -79,6 +85,16 @@ func TestRestoredControlPlaneIsObeyed(t *testing.T) {
 	_, err = bob.approve(fresh)
 	must(t, err)
 	web1.eventually(1)
+	web1.tell(&curfewv1.Event{Kind: trail.KindConfigLoaded})
+	lostEvents := 0
+	for _, rec := range h.admin.records() {
+		if strings.Contains(string(rec.GetLeaf()), `"from":"2","to":"3"`) {
+			lostEvents++
+		}
+	}
+	if lostEvents != 1 {
+		t.Errorf("%d records tell of the events that were lost", lostEvents)
+	}
 	// Eve's uid is not given to frank.
 	frank, err := h.admin.PutUser(t.Context(), &apiv1.PutUserRequest{User: &apiv1.User{Name: "frank"}})
 	must(t, err)

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/curfew-access/curfew/controlplane"
+	"github.com/curfew-access/curfew/internal/trail"
 	apiv1 "github.com/curfew-access/curfew/proto/curfew/api/v1"
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
@@ -101,6 +102,50 @@ func TestWebhookHearsOfRequests(t *testing.T) {
 		t.Fatal("the webhook heard nothing after a restart")
 	}
 	web1.connect()
+}
+
+// A host's word ends its own grant at once, and no other host's.
+func TestHostReportsTheEnd(t *testing.T) {
+	h := build(t, nil)
+	alice, bob, _, web1 := h.cast(1)
+	web2 := h.join("web2")
+	r := alice.ask("web1", "web2")
+	_, err := bob.approve(r)
+	must(t, err)
+	one, two := web1.eventually(1)[0], web2.eventually(1)[0]
+	web2.tell(&curfewv1.Event{
+		Kind: trail.KindGrantEnded, GrantId: one.ID[:], RequestId: r.GetId(),
+		Details: map[string]string{"cause": "expired"},
+	})
+	web1.tell(&curfewv1.Event{
+		Kind: trail.KindGrantEnded, GrantId: one.ID[:], RequestId: r.GetId(),
+		Details: map[string]string{"cause": "expired"},
+	})
+	got := alice.get(r.GetId())
+	if !granted(got) {
+		t.Fatalf("with one of two hosts still open it is %v", got.GetState())
+	}
+	ended := 0
+	for _, g := range got.GetGrants() {
+		if g.GetEndCause() != curfewv1.EndCause_END_CAUSE_UNSPECIFIED {
+			ended++
+			if g.GetHostName() != "web1" || g.GetEndedMs() == 0 {
+				t.Errorf("ended is %v", g)
+			}
+		}
+	}
+	if ended != 1 {
+		t.Errorf("%d grants ended", ended)
+	}
+	web2.tell(&curfewv1.Event{
+		Kind: trail.KindGrantEnded, GrantId: two.ID[:], RequestId: r.GetId(),
+		Details: map[string]string{"cause": "expired"},
+	})
+	got = alice.get(r.GetId())
+	if got.GetState() != apiv1.RequestState_REQUEST_STATE_ENDED ||
+		got.GetEndCause() != curfewv1.EndCause_END_CAUSE_EXPIRED {
+		t.Errorf("after both it is %v, %v", got.GetState(), got.GetEndCause())
+	}
 }
 
 const (

@@ -25,8 +25,9 @@ func (s *Store) Snapshot(ctx context.Context, path string) error {
 }
 
 // Forget drops what a restored store must not bring back: sign-ins that may have ended since, and
-// tokens that may have been used.
+// tokens that may have been used. Hosts may have events that they were told are durable here.
 func (t *Tx) Forget() error {
 	return errors.Join(t.exec("DELETE FROM sessions"), t.exec("DELETE FROM challenges"),
-		t.exec("DELETE FROM join_tokens"), t.exec("DELETE FROM outbox"))
+		t.exec("DELETE FROM join_tokens"), t.exec("DELETE FROM outbox"),
+		t.exec("UPDATE hosts SET restored = 1"))
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/curfew-access/curfew/controlplane/access"
@@ -17,26 +18,24 @@ import (
 func (s *Store) LinkedHost(ctx context.Context, id grant.HostID) (h stream.Host, err error) {
 	err = s.View(ctx, func(t *Tx) error {
 		e, err := t.enrolledHost(id)
-		if err != nil || e.Removed {
+		if errors.Is(err, enrol.ErrNoHost) || err == nil && e.Removed {
 			return fmt.Errorf("host %s: %w", id, stream.ErrNoHost)
 		}
+		if err != nil {
+			return err
+		}
 		h = stream.Host{ID: id, Name: e.Name, RootKey: e.RootKey, Refused: e.Refused}
-		h.Chain, err = t.chain(id)
-		return err
+		err = t.row("SELECT event_count, event_head, restored FROM hosts WHERE id = ?", id[:]).
+			Scan(&h.Chain.Count, &h.Chain.Head, &h.Restored)
+		if err != nil {
+			return fmt.Errorf("reading the event chain of host %s: %w", id, err)
+		}
+		if len(h.Chain.Head) == 0 {
+			h.Chain.Head = nil
+		}
+		return nil
 	})
 	return h, err
-}
-
-func (t *Tx) chain(id grant.HostID) (c trail.Chain, err error) {
-	err = t.row("SELECT event_count, event_head FROM hosts WHERE id = ?", id[:]).
-		Scan(&c.Count, &c.Head)
-	if noRows(err) {
-		return c, fmt.Errorf("host %s: %w", id, stream.ErrNoHost)
-	}
-	if len(c.Head) == 0 {
-		c.Head = nil
-	}
-	return c, err
 }
 
 // EventDigest returns a stored event's digest; see stream.Store.
@@ -77,7 +76,7 @@ func (s *Store) PutEvents(ctx context.Context, id grant.HostID, from, to trail.C
 		if fromHead == nil {
 			fromHead = []byte{}
 		}
-		moved, err := t.one(`UPDATE hosts SET event_count = ?, event_head = ? WHERE id = ?
+		moved, err := t.one(`UPDATE hosts SET event_count = ?, event_head = ?, restored = 0 WHERE id = ?
 			AND event_count = ? AND event_head = ?`, to.Count, head, id[:], from.Count, fromHead)
 		if err != nil {
 			return err

@@ -71,7 +71,8 @@ CREATE TABLE hosts (
     ack_detail      TEXT NOT NULL DEFAULT '',
     sequence        INTEGER NOT NULL DEFAULT 0, -- the last one given out
     event_count     INTEGER NOT NULL DEFAULT 0,
-    event_head      BLOB NOT NULL DEFAULT x''
+    event_head      BLOB NOT NULL DEFAULT x'',
+    restored        INTEGER NOT NULL DEFAULT 0 -- until the first events after a restore
 ) STRICT;
 CREATE UNIQUE INDEX hosts_name ON hosts (name) WHERE removed = 0;
 
