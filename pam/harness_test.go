@@ -52,7 +52,7 @@ const cannot = "Curfew cannot check this right now; try again"
 
 // world is one host as the module sees it: a gate table, a socket, and PAM services.
 type world struct {
-	t        *testing.T
+	t        testing.TB
 	dir      string
 	module   string
 	table    string
@@ -70,7 +70,7 @@ gated 999 system
 end
 `
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	dir := t.TempDir()
 	w := &world{
@@ -164,7 +164,7 @@ func oops(s string) string { return fmt.Sprintf("%d:%s", libpam.ErrorMsg, s) }
 
 // agent plays the root half on a gate socket.
 type agent struct {
-	t        *testing.T
+	t        testing.TB
 	listener *net.UnixListener
 
 	mu       sync.Mutex
