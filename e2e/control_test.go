@@ -21,7 +21,7 @@ func TestBackupAndRestore(t *testing.T) {
 		s.ok(err)
 		return strings.TrimSpace(string(out))
 	}
-	control("runuser -u curfew-controlplane -- curfew-controlplane backup /var/lib/curfew-controlplane/../../tmp/b.tar")
+	control("runuser -u curfew-controlplane -- curfew-controlplane backup /tmp/b.tar")
 	later, err := alice.Ask(s.ctx, "web1", "docs", time.Hour) // lost by the restore
 	s.ok(err)
 	control(`systemctl stop curfew-controlplane.service
@@ -46,8 +46,7 @@ func TestApproversHear(t *testing.T) {
 webhooks:
   - url: http://hooks:8080/curfew
     secret_file: /etc/curfew/hook.secret
-`})
-	t.Helper()
+`, ControlFiles: map[string]string{"/etc/curfew/hook.secret": "a secret of at least thirty-two bytes"}})
 	alice, bob, err := s.Cast(s.ctx)
 	s.ok(err)
 	hooks, err := s.AddLaptop(s.ctx, "hooks")

@@ -22,7 +22,7 @@ func TestEnrolmentIsOneLineOnce(t *testing.T) {
 		t.Errorf("the link's key is %s's", got)
 	}
 	s.curfew(s.Admin, 0, []string{"hosts"}, "web1", "web2")
-	s.curfew(s.Admin, 0, []string{"admin", "host", "rm", "web2", "--yes"})
+	s.curfew(s.Admin, 0, []string{"admin", "host", "rm", "web2"})
 	r := s.curfew(s.Admin, 0, []string{"admin", "host", "add", "web2", "--label", "env=prod"})
 	line := joinLine.FindString(r.Out)
 	if line == "" {

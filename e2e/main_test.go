@@ -64,8 +64,8 @@ func (s *story) curtain() {
 			s.t.Logf("control plane's journal:\n%s", tail(log, 40))
 		}
 		for name, h := range s.Hosts {
-			if out, err := h.Shell(ctx, `journalctl --no-pager -q -o short-precise -u 'curfew-*' `+
-				`-t sshd -t sudo -t su -n 60`); err == nil {
+			if out, err := h.Shell(ctx, `journalctl --no-pager -q -o short-precise -n 400 | `+
+				`grep -E 'curfew|sshd|sudo|su\[|logind' | tail -n 60`); err == nil {
 				s.t.Logf("%s's journal:\n%s", name, out)
 			}
 		}

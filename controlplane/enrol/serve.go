@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"crypto/subtle"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -158,6 +159,8 @@ func enrolRecord(h Host, t JoinToken, now time.Time) trail.Record {
 		details = make(map[string]string)
 	}
 	details["address"], details["token_by"] = h.Address, t.CreatedBy
+	// Readers of the trail check this host's later events under it.
+	details["root_key"] = base64.StdEncoding.EncodeToString(h.RootKey)
 	return trail.Record{
 		TimeMS: now.UnixMilli(), Kind: KindHostEnrolled, Actor: "host " + h.Name,
 		HostID: h.ID.String(), Host: h.Name, Details: details,

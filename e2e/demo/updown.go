@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -34,11 +35,11 @@ func up(ctx context.Context) error {
 	}
 	cmd := exec.Command(self, "keep")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
 	}
+	cmd.Stderr = cmd.Stdout // and not ours: the keeper outlives whoever reads that
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -72,6 +73,7 @@ make demo-down removes it all.
 
 // keep owns the world until it is told to end.
 func keep(ctx context.Context) error {
+	signal.Ignore(syscall.SIGPIPE) // whoever started us stops listening
 	s, err := stage.New(ctx, stage.Options{Name: "demo-up", Hosts: []string{"web1", "web2"}, Out: os.Stdout})
 	if err != nil {
 		return err

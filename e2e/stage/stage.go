@@ -39,7 +39,9 @@ type Options struct {
 	Agent string
 	// Control is what stands in /etc/curfew/controlplane.yaml; empty: no such file.
 	Control string
-	Out     io.Writer
+	// ControlFiles are written beside it, by absolute path, readable by the control plane.
+	ControlFiles map[string]string
+	Out          io.Writer
 }
 
 // DefaultAgent enforces, permits root-equivalent roles, and manages two local people.
@@ -229,6 +231,11 @@ func (s *Stage) StartControl(ctx context.Context) error {
 		return fmt.Errorf("init did not tell the CA's pin:\n%s", out)
 	}
 	s.Pin = string(pin[1])
+	for path, text := range s.options.ControlFiles {
+		if err := s.Control.Write(path, []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
 	if s.options.Control != "" {
 		text := []byte(s.options.Control)
 		if err := s.Control.Write("/etc/curfew/controlplane.yaml", text, 0o644); err != nil {
@@ -352,7 +359,7 @@ func (p *Person) Must(ctx context.Context, args ...string) error {
 // SSH runs a command on a host by real ssh, as the login of the person's own name, without a
 // multiplexed connection and without ever asking.
 func (p *Person) SSH(ctx context.Context, host string, command ...string) (Result, error) {
-	argv := []string{"ssh", "-o", "BatchMode=yes", "-o", "ControlPath=none", p.Name() + "@" + host}
+	argv := []string{"ssh", "-o", "BatchMode=yes", "-o", "LogLevel=INFO", "-o", "ControlPath=none", p.Name() + "@" + host}
 	return p.Command(ctx, append(argv, command...)...)
 }
 

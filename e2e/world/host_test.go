@@ -44,8 +44,10 @@ func TestEveryReleaseIsARealHost(t *testing.T) {
 			got := ssh(ctx, t, ada, h, `cat /proc/self/loginuid; echo; id -un; loginctl --no-legend
 				grep ^0:: /proc/self/cgroup; sudo -n id -un; sudo -n cat /proc/self/loginuid`)
 			t.Logf("logged in and out in %v", time.Since(start).Round(time.Millisecond))
-			for _, want := range []string{"1000\nada\n", " 1000 ada ", "user-1000.slice/session-",
-				"\nroot\n1000"} {
+			for _, want := range []string{
+				"1000\nada\n", " 1000 ada ", "user-1000.slice/session-",
+				"\nroot\n1000",
+			} {
 				if !strings.Contains(got, want) {
 					t.Errorf("from the login: %q is not in\n%s", want, got)
 				}
