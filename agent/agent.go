@@ -122,7 +122,7 @@ func (e *Enforce) open() error {
 		rec:   newRecorder(e.store.Events(), e.cfg.Clock, e.cfg.Log),
 		calls: make(chan func(context.Context), maxCalls), jobs: make(chan struct{}, maxJobs),
 		said: make(map[grant.ID]string), armed: make(map[string]time.Time),
-		condemned: make(map[grant.ID]bool), ending: make(map[string]*ending),
+		condemned: make(map[grant.ID]bool), carried: make(map[grant.ID]grant.Live), ending: make(map[string]*ending),
 		problems: make(map[string]string), welcome: host.Name,
 	}
 	o.use(settings)

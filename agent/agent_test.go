@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -390,8 +391,16 @@ func TestExtensionKeepsTheRequest(t *testing.T) {
 		t.DurationMs = (2 * time.Hour).Milliseconds()
 	}))
 	p.sendGrant(env)
+	gaps := m.watchGaps()
 	p.sendState(p.state(nil, first, second))
-	r := resultOf(t, p.ack(), second)
+	ack := p.ack()
+	r := resultOf(t, ack, second)
+	if n := gaps(); n > 0 {
+		t.Errorf("%d times during the extension, there was no key or no rule", n)
+	}
+	if len(ack.GetGrants()) != 1 {
+		t.Errorf("ack %v", ack)
+	}
 	if r.GetStatus() != curfewv1.GrantStatus_GRANT_STATUS_APPLIED || r.GetStartMs() != start ||
 		r.GetEndMs() != start+(2*time.Hour).Milliseconds() {
 		t.Errorf("%v", r)
@@ -406,6 +415,68 @@ func TestExtensionKeepsTheRequest(t *testing.T) {
 	if len(status.Grants) != 1 || status.Grants[0].Request != requestID("one") ||
 		status.Grants[0].Status != "applied" || len(status.Ending) != 0 || !status.Connected {
 		t.Errorf("%+v", status)
+	}
+}
+
+// watchGaps looks for moments without key or rule, until the returned function is called.
+func (m *machine) watchGaps() (stop func() int) {
+	done, found := make(chan struct{}), make(chan int)
+	go func() {
+		n := 0
+		for {
+			entries, err := os.ReadDir(m.path(enforce.SudoersDir))
+			rule := slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+				return !strings.Contains(e.Name(), ".")
+			})
+			if err != nil || !rule || !m.has(enforce.KeysDir+"/alice") {
+				n++
+			}
+			select {
+			case <-done:
+				found <- n
+				return
+			default:
+			}
+		}
+	}()
+	return func() int { close(done); return <-found }
+}
+
+// A clone is told so, and opens nothing more; it is no problem once it is served again.
+func TestRefusedHostOpensNothing(t *testing.T) {
+	m := newMachine(t)
+	m.start()
+	p := m.connect()
+	id, env := p.grant(p.terms(requestID("one"), "alice"))
+	p.sendGrant(env)
+	p.sendState(p.state(nil, id))
+	p.ack()
+	closed := func() string {
+		t.Helper()
+		s, err := AskStatus(context.Background(), m.path("run/curfew/admin.sock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.MayOpen
+	}
+	if why := closed(); why != "" {
+		t.Errorf("before: %s", why)
+	}
+	p.send(&curfewv1.ControlMessage{Body: &curfewv1.ControlMessage_Refused{
+		Refused: &curfewv1.Refused{Reason: "a clone"},
+	}})
+	for start := time.Now(); !strings.Contains(closed(), "a clone"); {
+		if time.Since(start) > 5*time.Second {
+			t.Fatal("a refused host still opens access")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	m.connect()
+	for start := time.Now(); closed() != ""; {
+		if time.Since(start) > 5*time.Second {
+			t.Fatalf("served again: %s", closed())
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 
@@ -429,6 +500,18 @@ func TestSettingsChangeAtOnce(t *testing.T) {
 	}
 	if !strings.Contains(gate(), "mode enforce\n") {
 		t.Error("a broken file changed something")
+	}
+	for _, vanish := range []func() error{
+		func() error { return os.Truncate(m.path(ConfigPath), 0) },
+		func() error { return os.Remove(m.path(ConfigPath)) },
+	} {
+		if err := vanish(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(150 * time.Millisecond) // longer than a change takes to be seen
+		if !strings.Contains(gate(), "mode enforce\n") {
+			t.Error("an empty or missing file took the mode away")
+		}
 	}
 	m.settings("mode: observe\ngated_users: [bob]\n")
 	p.event(trail.KindConfigLoaded)

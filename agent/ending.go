@@ -50,7 +50,11 @@ func (o *owner) ended(_ context.Context, list []grant.EndedGrant) {
 			ev.GrantId, ev.RequestId, ev.Login = e.ID[:], e.RequestID, e.Login
 			ev.Details = detail("cause", cause, "by", e.By, "role", e.Role)
 		})
-		if alive[e.RequestID] || o.ending[e.RequestID] != nil {
+		if alive[e.RequestID] {
+			o.carry(e)
+			continue
+		}
+		if o.ending[e.RequestID] != nil {
 			continue
 		}
 		text := fmt.Sprintf("Curfew: your access by request %s has ended (%s).", e.RequestID, cause)
@@ -60,6 +64,15 @@ func (o *owner) ended(_ context.Context, list []grant.EndedGrant) {
 		}
 		o.ending[e.RequestID] = &ending{
 			target: o.lookUp(e.RequestID, e.Login), grant: e.ID, text: text,
+		}
+	}
+}
+
+// carry keeps an applied grant's files until the extension that replaced it stands.
+func (o *owner) carry(e grant.EndedGrant) {
+	for _, r := range o.results {
+		if extended(e) && r.Live.ID == e.ID && r.Applied() {
+			o.carried[e.ID] = r.Live
 		}
 	}
 }

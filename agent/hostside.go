@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -96,6 +97,8 @@ func (o *owner) watchSettings(ctx context.Context, name string) error {
 		<-ctx.Done()
 		return nil
 	}
+	// What changed before the watch began is not told.
+	o.post(ctx, func(ctx context.Context) { o.reload(ctx, name) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -129,6 +132,13 @@ func pause(ctx context.Context, d time.Duration) {
 
 func (o *owner) reload(ctx context.Context, name string) {
 	s, err := LoadSettings(name)
+	info, errStat := os.Stat(name)
+	says := errStat == nil && info.Size() > 0
+	if err == nil && o.fromFile && !says {
+		// Editors and configuration tools remove and truncate on the way to the next content; for that
+		// moment nobody meant the defaults, which deny nobody.
+		err = fmt.Errorf("%s is gone or empty; what it said last holds until the next restart", name)
+	}
 	if err != nil {
 		if o.problems["settings"] != err.Error() {
 			o.rec.note(trail.KindConfigRejected, func(e *curfewv1.Event) {
@@ -139,6 +149,7 @@ func (o *owner) reload(ctx context.Context, name string) {
 		return
 	}
 	o.problem("settings", nil)
+	o.fromFile = says
 	if sameSettings(s, o.settings) {
 		return
 	}

@@ -49,6 +49,7 @@ type owner struct {
 	// What follows belongs to the owner's goroutine.
 	ledger   *grant.Ledger
 	settings Settings
+	fromFile bool // there was a file that said something
 	results  []enforce.Result
 	// said is what was last recorded of each live grant, so that each word is said once.
 	said map[grant.ID]string
@@ -57,6 +58,9 @@ type owner struct {
 	// condemned are grants that a state has ended, while the ledger that says so cannot be kept.
 	condemned map[grant.ID]bool
 	ending    map[string]*ending
+	// carried are grants that an extension has replaced while it is still being checked: their files
+	// stay until the extension's stand, so that nobody loses access in between.
+	carried   map[grant.ID]grant.Live
 	checking  bool
 	ack       *pendingAck
 	leaseOver bool
@@ -149,6 +153,7 @@ func (o *owner) deliver(ctx context.Context, m *curfewv1.ControlMessage) (err er
 		case *curfewv1.ControlMessage_Welcome:
 			o.welcome, o.refused = body.Welcome.GetHostName(), ""
 			o.log.Info("the control plane serves this host", "name", o.welcome)
+			o.publishGate()
 		case *curfewv1.ControlMessage_Trust:
 			o.acceptTrust(body.Trust.GetEnvelope())
 		case *curfewv1.ControlMessage_Grant:
@@ -160,6 +165,8 @@ func (o *owner) deliver(ctx context.Context, m *curfewv1.ControlMessage) (err er
 		case *curfewv1.ControlMessage_Refused:
 			o.refused = grant.VisibleText(body.Refused.GetReason())
 			o.log.Error("the control plane refuses this host", "reason", o.refused)
+			// Nobody has signed this, but it can only close: a cloned image must open nothing more.
+			o.publishGate()
 		default:
 			err = errors.New("a message of unknown kind")
 		}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -25,8 +26,32 @@ func (o *owner) live() []grant.Live {
 	})
 }
 
+// enforced are the live grants, and those that are carried until their extension stands.
+func (o *owner) enforced() []grant.Live {
+	list := o.live()
+	now := o.cfg.Clock()
+	for id, old := range o.carried {
+		waits := slices.ContainsFunc(list, func(l grant.Live) bool {
+			return l.Terms.GetRequestId() == old.Terms.GetRequestId() && o.unsettled(l.ID)
+		})
+		if !waits || !now.Wall.Before(old.End) || now.Boot >= old.BootDeadline {
+			delete(o.carried, id)
+			continue
+		}
+		list = append(list, old)
+	}
+	slices.SortFunc(list, func(a, b grant.Live) int { return bytes.Compare(a.ID[:], b.ID[:]) })
+	return list
+}
+
+// unsettled tells whether a live grant was neither applied nor failed yet.
+func (o *owner) unsettled(id grant.ID) bool {
+	i := slices.IndexFunc(o.results, func(r enforce.Result) bool { return r.Live.ID == id })
+	return i < 0 || o.results[i].Status == curfewv1.GrantStatus_GRANT_STATUS_UNSPECIFIED
+}
+
 func (o *owner) state() enforce.State {
-	s := enforce.State{Live: o.live(), Mode: o.settings.mode(), Rules: o.settings.rules()}
+	s := enforce.State{Live: o.enforced(), Mode: o.settings.mode(), Rules: o.settings.rules()}
 	for _, e := range o.ending {
 		if e.target.Class == account.ClassAccount {
 			s.Ending = append(s.Ending, enforce.Ending{Login: e.target.Login, UID: e.target.UID})
@@ -53,6 +78,10 @@ func (o *owner) reconcile(ctx context.Context) {
 		o.results = results
 	}
 	o.publishGate()
+	if len(o.carried) > 0 && len(o.enforced()) < len(s.Live) {
+		o.reconcile(ctx) // an extension stands now; what it replaced goes
+		return
+	}
 	o.publishSessions(ctx)
 	o.setTimer()
 	o.say()
@@ -103,14 +132,17 @@ func (o *owner) mayOpen() error {
 		o.rec.note(trail.KindLeaseExpired, nil)
 		o.log.Warn("nothing new opens: the control plane is silent for too long")
 	}
+	if o.refused != "" {
+		err = cmp.Or(err, errors.New("the control plane refuses this host: "+o.refused))
+	}
 	return cmp.Or(err, o.rec.full())
 }
 
 func (o *owner) publishSessions(ctx context.Context) {
 	var live []session.Live
 	for _, r := range o.results {
-		if r.Subject.Login == "" {
-			continue // never got that far; it has no sessions
+		if _, replaced := o.carried[r.Live.ID]; replaced || r.Subject.Login == "" {
+			continue // its extension stands for the request; or it never got that far
 		}
 		live = append(live, session.Live{
 			RequestID: r.Live.Terms.GetRequestId(), Login: r.Subject.Login, UID: r.Subject.UID,
@@ -218,6 +250,9 @@ func (o *owner) acknowledge() {
 		TrailCount: o.ledger.TrailCount(),
 	}
 	for _, r := range o.results {
+		if _, replaced := o.carried[r.Live.ID]; replaced {
+			continue
+		}
 		ack.Grants = append(ack.Grants, &curfewv1.GrantResult{
 			GrantId: r.Live.ID[:], Status: r.Status, Detail: clip(r.Detail),
 			StartMs: r.Live.Start.UnixMilli(), EndMs: r.Live.End.UnixMilli(),
@@ -246,9 +281,6 @@ func clip(s string) string {
 func (o *owner) allProblems() []string {
 	list := slices.Concat(slices.Sorted(maps.Values(o.problems)), o.recon.Problems(),
 		o.sessions.Problems())
-	if o.refused != "" {
-		list = append(list, "the control plane refuses this host: "+o.refused)
-	}
 	if err := o.mayOpen(); err != nil {
 		list = append(list, err.Error())
 	}
