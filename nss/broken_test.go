@@ -55,20 +55,20 @@ func TestFilesThatAreNotToBeTrusted(t *testing.T) {
 		"FIFO": {func(db string) error {
 			return errors.Join(os.Remove(db), unix.Mkfifo(db, 0o644))
 		}, unavailable},
-		"folder": {func(db string) error { return errors.Join(os.Remove(db), os.Mkdir(db, 0o755)) }, unavailable},
+		"folder": {func(db string) error {
+			return errors.Join(os.Remove(db), os.Mkdir(db, 0o755))
+		}, unavailable},
 		"device": {func(db string) error {
-			return errors.Join(os.Remove(db), unix.Mknod(db, unix.S_IFCHR|0o644, int(unix.Mkdev(1, 5))))
+			zero := int(unix.Mkdev(1, 5))
+			return errors.Join(os.Remove(db), unix.Mknod(db, unix.S_IFCHR|0o644, zero))
 		}, unavailable},
 		"link to a good one": {func(db string) error {
 			return errors.Join(os.Rename(db, db+".good"), os.Symlink("nss.db.good", db))
 		}, "-1 40"}, // ELOOP
-		"dangling link": {func(db string) error { return errors.Join(os.Remove(db), os.Symlink("no", db)) }, "-1 40"},
+		"dangling link": {func(db string) error {
+			return errors.Join(os.Remove(db), os.Symlink("no", db))
+		}, "-1 40"},
 		"socket": {func(db string) error {
-			fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
 			return errors.Join(os.Remove(db), unix.Mknod(db, unix.S_IFSOCK|0o644, 0))
 		}, "-1 6"}, // ENXIO
 		"empty":      {func(db string) error { return os.Truncate(db, 0) }, unavailable},
@@ -124,7 +124,7 @@ func TestBrokenNumbers(t *testing.T) {
 	alice := le.Uint32(good[byName:])
 	byGroup := le.Uint32(good[28:])
 	team := le.Uint32(good[byGroup:])
-	if string(good[alice+44+8:alice+44+13]) != "alice" || string(good[team+28:team+36]) != "aaa-team" {
+	if string(good[alice+52:alice+57]) != "alice" || string(good[team+28:team+36]) != "aaa-team" {
 		t.Fatal("the test looks in the wrong place")
 	}
 	passwd, group := []byte("NUPI"), []byte("GHI")

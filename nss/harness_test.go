@@ -225,7 +225,10 @@ func people() ([]account.Account, []account.Group) {
 			Name: "gone-boot", GID: 1900000102, Members: []string{"alice", "daemon"},
 			WallDeadline: wall, BootDeadline: -1,
 		},
-		{Name: "huge", GID: 4294967292, Members: []string{"daemon"}, WallDeadline: wall, BootDeadline: boot},
+		{
+			Name: "huge", GID: 4294967292, Members: []string{"daemon"},
+			WallDeadline: wall, BootDeadline: boot,
+		},
 	}
 	return []account.Account{live, bob, carol, dave}, groups
 }
@@ -253,7 +256,8 @@ func many(n int) []account.Account {
 		login := fmt.Sprintf("user%05d", i)
 		list = append(list, account.Account{
 			Login: login, UID: uid, GID: uid, Home: "/home/" + login, Shell: "/bin/bash",
-			Groups: []uint32{4}, WallDeadline: time.Now().Add(time.Hour), BootDeadline: bootNow() + time.Hour,
+			Groups:       []uint32{4},
+			WallDeadline: time.Now().Add(time.Hour), BootDeadline: bootNow() + time.Hour,
 		})
 	}
 	return list

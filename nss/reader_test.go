@@ -3,6 +3,7 @@ package nss_test
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -36,7 +37,8 @@ func open(b []byte) (*reader, bool) {
 	}
 	r := &reader{b: b}
 	for kind := range uint32(2) {
-		r.n[kind], r.byName[kind], r.byID[kind] = u32(b[12+4*kind:]), u32(b[20+8*kind:]), u32(b[24+8*kind:])
+		r.n[kind] = u32(b[12+4*kind:])
+		r.byName[kind], r.byID[kind] = u32(b[20+8*kind:]), u32(b[24+8*kind:])
 		for _, index := range []uint32{r.byName[kind], r.byID[kind]} {
 			if _, ok := r.at(uint64(index), 4*uint64(r.n[kind])); !ok || index < 64 {
 				return nil, false
@@ -147,8 +149,9 @@ func (e entry) line(kind int) (string, bool) {
 		if e.live {
 			shell = e.fields[2]
 		}
-		ok := plain(e.fields[0]) && plain(e.fields[1]) && plain(shell)
-		return fmt.Sprintf("%s:*:%d:%d:%s:%s:%s\n", e.name, e.id, e.gid, e.fields[0], e.fields[1], shell), ok
+		gecos, home := e.fields[0], e.fields[1]
+		return fmt.Sprintf("%s:*:%d:%d:%s:%s:%s\n", e.name, e.id, e.gid, gecos, home, shell),
+			plain(gecos) && plain(home) && plain(shell)
 	}
 	members, ok := e.list()
 	if !e.live {
@@ -182,7 +185,8 @@ func (r *reader) search(kind int, index uint32, high func(entry) bool) (e entry,
 func (r *reader) enumerate(kind int) string {
 	var all strings.Builder
 	for from := uint64(0); ; {
-		e, exists, ok := r.search(kind, r.byID[kind], func(e entry) bool { return uint64(e.id) >= from })
+		reached := func(e entry) bool { return uint64(e.id) >= from }
+		e, exists, ok := r.search(kind, r.byID[kind], reached)
 		if !exists || !ok {
 			return all.String()
 		}
@@ -216,7 +220,7 @@ func (r *reader) groupsOf(user string, primary uint32) string {
 	var gids []string
 	add := func(gid uint32) {
 		text := fmt.Sprint(gid)
-		if gid != 0 && gid != primary && !strings.Contains(","+strings.Join(gids, ",")+",", ","+text+",") {
+		if gid != 0 && gid != primary && !slices.Contains(gids, text) {
 			gids = append(gids, text)
 		}
 	}

@@ -17,7 +17,9 @@ func BenchmarkAccount(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			w := newWorld(b)
 			w.agent(say(gatewire.Allow, ""))
-			quiet := libpam.ConversationFunc(func(libpam.Style, string) (string, error) { return "", nil })
+			quiet := libpam.ConversationFunc(func(libpam.Style, string) (string, error) {
+				return "", nil
+			})
 			tx, err := libpam.StartConfDir("sshd", user, quiet, w.services)
 			if err != nil {
 				b.Fatal(err)

@@ -147,7 +147,8 @@ func (p *pure) table(t fataler, s subject, piece int, table []byte) tableAnswer 
 }
 
 var (
-	tableLine = regexp.MustCompile(`^(account|gated|elevate|exempt) (0|[1-9][0-9]{0,9}) ([!-~]{1,64})$`)
+	tableLine = regexp.MustCompile(
+		`^(account|gated|elevate|exempt) (0|[1-9][0-9]{0,9}) ([!-~]{1,64})$`)
 	classOf   = map[string]int{"account": 1, "gated": 2, "elevate": 3, "exempt": 4}
 )
 
@@ -191,23 +192,26 @@ func FuzzGateTable(f *testing.F) {
 	for _, s := range []string{
 		"", "end\n", "curfew-gate 1\nend\n", "curfew-gate 1\nmode observe\nend\n", enforce,
 		enforce + "x", enforce[:len(enforce)-1], strings.ReplaceAll(enforce, "\n", "\r\n"),
-		strings.Replace(enforce, "1001", "4294967295", 1), strings.Replace(enforce, "1001", "4294967296", 1),
-		strings.Replace(enforce, "1001", "10010010010", 1), strings.Replace(enforce, "1001", "01001", 1),
+		strings.Replace(enforce, "1001", "4294967295", 1),
+		strings.Replace(enforce, "1001", "4294967296", 1),
+		strings.Replace(enforce, "1001", "10010010010", 1),
+		strings.Replace(enforce, "1001", "01001", 1),
 		strings.Replace(enforce, "1001", "0", 1), strings.Replace(enforce, "1001", "", 1),
 		strings.Replace(enforce, "bob", strings.Repeat("b", 64), 1),
 		strings.Replace(enforce, "bob", strings.Repeat("b", 65), 1),
 		strings.Replace(enforce, "bob", strings.Repeat("b", 200), 1),
 		strings.Replace(enforce, "bob", "b\x00b", 1), strings.Replace(enforce, "bob", "b\x7fb", 1),
 		strings.Replace(enforce, "bob", "", 1), strings.Replace(enforce, "bob", "b b", 1),
-		strings.Replace(enforce, "gated", "gatd", 1), strings.Replace(enforce, "end", "end\nend", 1),
+		strings.Replace(enforce, "gated", "gatd", 1),
+		strings.Replace(enforce, "end", "end\nend", 1),
 	} {
 		f.Add(true, uint32(1001), "alice", true, uint16(7), []byte(s))
 		f.Add(false, uint32(0), "bob", false, uint16(1), []byte(s))
 	}
-	f.Fuzz(func(t *testing.T, byUID bool, uid uint32, name string, elevation bool, piece uint16, table []byte) {
+	f.Fuzz(func(t *testing.T, byUID bool, uid uint32, name string, sudo bool, n uint16, table []byte) {
 		name, _, _ = strings.Cut(name, "\x00")
-		s := subject{byUID, uid, name, elevation}
-		got, want := p.table(t, s, int(piece), table), model(s, table)
+		s := subject{byUID, uid, name, sudo}
+		got, want := p.table(t, s, int(n), table), model(s, table)
 		if !got.Whole {
 			got = tableAnswer{} // what a broken table said until it broke is not used
 		}
@@ -219,7 +223,8 @@ func FuzzGateTable(f *testing.F) {
 
 // optional is what section 4 lets the module send of a field that PAM holds.
 func optional(s string, limit int) string {
-	if len(s) > limit || strings.ContainsFunc(s, func(c rune) bool { return c < 0x20 || c == 0x7f }) {
+	control := func(c rune) bool { return c < 0x20 || c == 0x7f }
+	if len(s) > limit || strings.ContainsFunc(s, control) {
 		return ""
 	}
 	return s
@@ -259,12 +264,12 @@ func TestRequestsAreWhatPAMKnows(t *testing.T) {
 
 		want := r
 		want.Service, want.User = optional(r.Service, 32), optional(r.User, 64)
-		want.RUser, want.RHost, want.TTY = optional(r.RUser, 64), optional(r.RHost, 255), optional(r.TTY, 64)
-		cut := r.AuthInfo[:min(len(r.AuthInfo), 2048)]
-		if optional(strings.ReplaceAll(cut, "\n", ""), 2048) == "" && cut != strings.Repeat("\n", len(cut)) {
-			cut = ""
+		want.RUser, want.RHost = optional(r.RUser, 64), optional(r.RHost, 255)
+		want.TTY = optional(r.TTY, 64)
+		want.AuthInfo = r.AuthInfo[:min(len(r.AuthInfo), 2048)]
+		if one := strings.ReplaceAll(want.AuthInfo, "\n", "n"); optional(one, 2048) != one {
+			want.AuthInfo = ""
 		}
-		want.AuthInfo = cut
 		if want.Service == "" || want.User == "" {
 			if len(packet) != 0 {
 				t.Fatalf("%+v is sent as %q", r, packet)
@@ -303,19 +308,21 @@ func TestRenderedTablesAreRead(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%v: %v", byName, err)
 		}
-		elevation := rapid.Bool().Draw(t, "elevation")
+		sudo := rapid.Bool().Draw(t, "sudo")
 		piece := rapid.IntRange(1, 5000).Draw(t, "piece")
 		for name, want := range byName {
-			asks := want.Class <= account.ClassGated || want.Class == account.ClassElevate && elevation
-			byUID := p.table(t, subject{byUID: true, uid: want.UID, elevation: elevation}, piece, table)
-			named := p.table(t, subject{name: name, elevation: elevation}, piece, table)
-			if (byUID != tableAnswer{true, observe, int(want.Class), 0, asks}) ||
-				(named != tableAnswer{true, observe, 0, int(want.Class), asks}) {
+			class := int(want.Class)
+			asks := want.Class <= account.ClassGated || want.Class == account.ClassElevate && sudo
+			byUID := p.table(t, subject{true, want.UID, "", sudo}, piece, table)
+			named := p.table(t, subject{false, 0, name, sudo}, piece, table)
+			if (byUID != tableAnswer{true, observe, class, 0, asks}) ||
+				(named != tableAnswer{true, observe, 0, class, asks}) {
 				t.Fatalf("%+v: by uid %+v, by name %+v", want, byUID, named)
 			}
 		}
-		if a := p.table(t, subject{true, 1003, " nobody", true}, piece, table); a != (tableAnswer{true, observe, 0, 0, false}) {
-			t.Fatalf("a stranger is %+v", a)
+		stranger := p.table(t, subject{true, 1003, " nobody", true}, piece, table)
+		if stranger != (tableAnswer{true, observe, 0, 0, false}) {
+			t.Fatalf("a stranger is %+v", stranger)
 		}
 	})
 }

@@ -79,7 +79,8 @@ func TestADeniedSessionKeepsNothing(t *testing.T) {
 // host starts the C host program and returns its output, line by line.
 func (w *world) host(program, user, mode string, args ...string) (*exec.Cmd, *bufio.Scanner) {
 	w.t.Helper()
-	cmd := exec.Command(bin+"/"+program, append([]string{w.services, "sshd", user, mode}, args...)...)
+	args = append([]string{w.services, "sshd", user, mode}, args...)
+	cmd := exec.Command(bin+"/"+program, args...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -120,7 +121,8 @@ func next(t *testing.T, lines *bufio.Scanner) string {
 }
 
 func TestDeathEndsTheSession(t *testing.T) {
-	for mode, childEnds := range map[string]bool{"hold": false, "hold-fork": true, "hold-exec": false} {
+	modes := map[string]bool{"hold": false, "hold-fork": true, "hold-exec": false}
+	for mode, childEnds := range modes {
 		t.Run(mode, func(t *testing.T) {
 			w := newWorld(t)
 			a := w.agent(say(gatewire.Allow, ""))
@@ -250,7 +252,8 @@ func TestChildrenMayAskAgain(t *testing.T) {
 	if err := os.WriteFile(w.services+"/sshd", []byte(quiet), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := w.run("pam_host", "alice", "forks", "200"), "account 0; children 200; session 0"; got != want {
+	got := w.run("pam_host", "alice", "forks", "200")
+	if want := "account 0; children 200; session 0"; got != want {
 		t.Errorf("host: %q, want %q", got, want)
 	}
 }
@@ -280,7 +283,7 @@ func TestClosedDescriptors(t *testing.T) {
 }
 
 func TestWhatIsLogged(t *testing.T) {
-	const gone = `log 3 pam_curfew(sshd:%s): no answer from the agent at %s: No such file or directory`
+	const gone = `log 3 pam_curfew(sshd:%s): no answer from the agent at %s: No such file`
 	w := newWorld(t)
 	got := w.run("pam_host", "alice", "login")
 	for _, kind := range []string{"account", "session"} {
@@ -304,7 +307,8 @@ func TestWhatIsLogged(t *testing.T) {
 	w.service("sshd", "debug", "socket=relative")
 	got = w.run("pam_host", "mallory", "login")
 	for _, arg := range []string{"debug", "socket=relative"} {
-		if want := "log 3 pam_curfew(sshd:account): ignoring unknown argument " + arg; !strings.Contains(got, want) {
+		want := "log 3 pam_curfew(sshd:account): ignoring unknown argument " + arg
+		if !strings.Contains(got, want) {
 			t.Errorf("argument %s logs %q; want %q", arg, got, want)
 		}
 	}

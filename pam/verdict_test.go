@@ -24,8 +24,8 @@ func TestVerdicts(t *testing.T) {
 		said    []string
 	}{
 		{gatewire.Allow, "", success, nil},
-		{gatewire.Allow, "until 14:00; é\U0001f511", success, []string{text("until 14:00; é\U0001f511")}},
-		{gatewire.Deny, "no grant; type: curfew request", denied, []string{oops("no grant; type: curfew request")}},
+		{gatewire.Allow, "to 14:00; é\U0001f511", success, []string{text("to 14:00; é\U0001f511")}},
+		{gatewire.Deny, "type: curfew request", denied, []string{oops("type: curfew request")}},
 		{gatewire.Deny, "%s%n", denied, []string{oops("%s%n")}},
 		{gatewire.Deny, "", denied, []string{oops("Curfew denies this")}},
 		{gatewire.Ignore, "", ignored, nil},
@@ -67,7 +67,7 @@ func TestGarbageDenies(t *testing.T) {
 		"long text":      "CFA1\x01\x00\x01\x02" + strings.Repeat("a", 513),
 		"oversize":       "CFA1\x01\x00\x00\x00" + strings.Repeat("\x00", 4096),
 		// Cut at the module's 1024 bytes it would be an allow.
-		"oversize prefix": "CFA1\x01\x00\xf8\x01" + strings.Repeat("a", 504) + strings.Repeat("b", 8192),
+		"oversize prefix": "CFA1\x01\x00\xf8\x03" + strings.Repeat("a", 1016+8192),
 		"escape":          "CFA1\x01\x00\x04\x00\x1b[2J",
 		"newline":         "CFA1\x02\x00\x03\x00a\nb",
 		"C1":              "CFA1\x01\x00\x02\x00\xc2\x9b",
@@ -109,8 +109,9 @@ func TestOneBudgetForAllExchanges(t *testing.T) {
 	if sum := first + rest; sum < 1900*time.Millisecond || sum > 2300*time.Millisecond {
 		t.Errorf("both exchanges took %v + %v; want 2 s together", first, rest)
 	}
-	if d := took(func() { l.expect("after the budget", l.AcctMgmt, denied, oops(cannot)) }); d > 100*time.Millisecond {
-		t.Errorf("an exchange past the budget took %v", d)
+	past := took(func() { l.expect("after the budget", l.AcctMgmt, denied, oops(cannot)) })
+	if past > 100*time.Millisecond {
+		t.Errorf("an exchange past the budget took %v", past)
 	}
 	// Another login has a budget of its own.
 	other := w.start("sshd", "alice")
@@ -136,7 +137,8 @@ func TestFullBacklogIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	for full := false; !full; {
-		c, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		const kind = unix.SOCK_SEQPACKET | unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC
+		c, err := unix.Socket(unix.AF_UNIX, kind, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -287,7 +289,9 @@ func TestWhatTheAgentIsTold(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("least request:\n%s", diff)
 	}
-	items := map[libpam.Item]string{libpam.Ruser: "root", libpam.Rhost: "192.0.2.7", libpam.Tty: "ssh"}
+	items := map[libpam.Item]string{
+		libpam.Ruser: "root", libpam.Rhost: "192.0.2.7", libpam.Tty: "ssh",
+	}
 	want.RUser, want.RHost, want.TTY = "root", "192.0.2.7", "ssh"
 	want.AuthInfo = "publickey ssh-ed25519 AAAA\n"
 	if diff := cmp.Diff(want, ask(items, want.AuthInfo)); diff != "" {

@@ -22,10 +22,11 @@ import (
 	"github.com/curfew-access/curfew/internal/grant"
 )
 
-// Account is one passwd record. Login is as grant.CheckUserName has it. UID and GID are at least 1000; GID equals UID or is the gid of a
-// Group given beside it. Groups are supplementary gids, none of them 0 and none twice. Past
-// either deadline the record is answered with nologin and without groups. WallDeadline is
-// required; BootDeadline is time since boot (CLOCK_BOOTTIME), and zero or less has passed.
+// Account is one passwd record. Login is as grant.CheckUserName has it. UID and GID are at least
+// 1000; GID equals UID or is the gid of a Group given beside it. Groups are supplementary gids,
+// none of them 0 and none twice. Past either deadline the record is answered with nologin and
+// without groups. WallDeadline is required; BootDeadline is time since boot (CLOCK_BOOTTIME), and
+// zero or less has passed.
 type Account struct {
 	Login        string
 	UID, GID     uint32
