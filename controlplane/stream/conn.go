@@ -65,6 +65,8 @@ type conn struct {
 	// resent are those that it lost once already.
 	resent     map[grant.ID]struct{}
 	trailCount uint64
+	// sealedFrom is the trailCount that the newest state was sealed for.
+	sealedFrom uint64
 	nonce      []byte
 	// due says that a state must go out, not before next.
 	due      bool

@@ -152,6 +152,7 @@ func (c *conn) readGrants(ids []grant.ID) error {
 // queueState seals the host's next state and queues it behind the trust versions and grants that it
 // needs.
 func (c *conn) queueState() error {
+	c.sealedFrom = c.trailCount
 	sealed, err := c.hub.issuer.SealState(c.ctx, c.host.ID, c.nonce, c.trailCount)
 	if errors.Is(err, issue.ErrNoHost) {
 		return &refusal{text: "this host is no longer enrolled"}

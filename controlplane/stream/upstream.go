@@ -219,6 +219,10 @@ func (c *conn) takeAck(a *curfewv1.Ack) error {
 	c.trailCount = a.GetTrailCount()
 	if ack.Accepted {
 		c.resend(ack.Results)
+	} else if c.sealedFrom != c.trailCount {
+		// Sealed before the answer to the state before it came: its proof began at another count. What
+		// it said, a revocation perhaps, must not wait for the next heartbeat.
+		c.dueIn(c.hub.timing.MinGap)
 	}
 	if c.probe != nil && c.probeFrom != 0 && ack.Sequence >= c.probeFrom {
 		c.answerProbe()
