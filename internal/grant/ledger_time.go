@@ -26,6 +26,9 @@ type timeBase struct {
 	HighMS int64 `json:"high_ms"`
 	// FloorMS was HighMS when this boot began; what the boot-time clock ran has passed since.
 	FloorMS int64 `json:"floor_ms"`
+	// SeenMS is the boot-time clock's newest reading: what a window has left then, it has at most
+	// after the next boot.
+	SeenMS int64 `json:"seen_ms"`
 	// Confirmed: the anchor is of a signed time. Until then the wall clock closes access but
 	// tombstones nothing, so that a forged date bricks nothing.
 	Confirmed bool `json:"confirmed"`
@@ -35,13 +38,14 @@ type timeBase struct {
 func (l *Ledger) observe(now Clock) {
 	t := &l.data.Time
 	if t.BootID != now.BootID {
+		l.rebaseDeadlines(now.BootID)
 		boot := now.Boot.Milliseconds()
 		*t = timeBase{
 			BootID: now.BootID, BootMS: boot, WallMS: max(now.Wall.UnixMilli(), t.HighMS+boot),
 			HighMS: t.HighMS, FloorMS: t.HighMS,
 		}
-		l.rebaseDeadlines(now)
 	}
+	t.SeenMS = now.Boot.Milliseconds()
 	l.jumped = abs(now.Wall.UnixMilli()-l.derived(now)) > MaxClockSkew.Milliseconds()
 	t.HighMS = max(t.HighMS, t.FloorMS+now.Boot.Milliseconds())
 	if t.Confirmed {
@@ -80,16 +84,18 @@ func (l *Ledger) confirm(issuedMS, ageMS int64, now Clock) {
 	l.tightenDeadlines(now)
 }
 
-// rebaseDeadlines gives every open window a deadline on the clock of a new boot. It counts from the
-// highest time beyond doubt, which was before that clock began: the latest that the deadline can be,
-// however late in the boot this runs. tightenDeadlines corrects it.
-func (l *Ledger) rebaseDeadlines(now Clock) {
+// rebaseDeadlines gives every open window a deadline on the clock of a new boot: what it had left
+// when that of the last boot was read for the last time, by that clock or by the highest time beyond
+// doubt. The new clock began after that, so this is the latest that the deadline can be, however
+// late in the boot this runs. tightenDeadlines corrects it.
+func (l *Ledger) rebaseDeadlines(bootID string) {
+	t := l.data.Time
 	for id, h := range l.held {
 		if h.StartMS == 0 {
 			continue
 		}
-		h.BootID = now.BootID
-		h.BootMS = h.EndMS - max(l.data.Time.FloorMS, h.StartMS)
+		h.BootID = bootID
+		h.BootMS = min(h.BootMS-t.SeenMS, h.EndMS-max(t.HighMS, h.StartMS))
 		l.held[id] = h
 	}
 }

@@ -114,8 +114,8 @@ func Open(
 			if len(key) != ed25519.PublicKeySize || !ed25519.Verify(key, pae, raw) {
 				continue
 			}
-			if signers[string(key)] {
-				return nil, fmt.Errorf("%w: one key signed twice", ErrMalformed)
+			if signers[string(key)] || sig.KeyID != KeyID(key) {
+				return nil, fmt.Errorf("%w: one key signed twice, or under another's id", ErrMalformed)
 			}
 			signers[string(key)] = true
 		}
