@@ -87,8 +87,19 @@ func client(socket, uids, packet string, how []string) error {
 		return err
 	}
 	fmt.Println(hex.EncodeToString(reply[:n]))
-	if len(how) > 0 && how[0] == "close" {
-		_ = conn.Close()
+	if len(how) > 0 && how[0] == "copy" {
+		// Like sshd's unprivileged half: a child that keeps the connection.
+		file, err := conn.File()
+		if err != nil {
+			return err
+		}
+		_, err = os.StartProcess("/bin/cat", []string{"cat"}, &os.ProcAttr{
+			Files: []*os.File{os.Stdin, nil, nil, file},
+		})
+		if err != nil {
+			return err
+		}
+		fmt.Println("copied")
 	}
 	_, err = io.Copy(io.Discard, os.Stdin)
 	return err

@@ -317,9 +317,12 @@ func TestSessionOpensAndEnds(t *testing.T) {
 // outlives the agent's own end.
 func TestSessionEndsWithItsProcess(t *testing.T) {
 	f := start(t, live("aaaaaaaaaaaa", "carol", time.Hour, false, true))
-	p := f.person(fmt.Sprintf("%d/0", uidCarol), sudoOpen)
+	p := f.person(fmt.Sprintf("%d/0", uidCarol), sudoOpen, "copy")
 	if r, failed := p.reply(f); r.Verdict != gatewire.Allow {
 		t.Fatalf("sudo: %+v %s", r, failed)
+	}
+	if line, err := p.lines.ReadString('\n'); line != "copied\n" {
+		t.Fatalf("%q %v", line, err)
 	}
 	f.sessions.mu.Lock()
 	s := f.sessions.opened[0]

@@ -171,6 +171,8 @@ echo '* * * * * sleep 1008' | crontab -
 echo 'sleep 1009' | at now + 1 hour 2>/dev/null
 sudo -i bash -c 'sleep 1010 </dev/null >/dev/null 2>&1 & disown'
 sudo su - -c 'sleep 1011 </dev/null >/dev/null 2>&1 & disown'
+sudo sh -c 'mkdir /sys/fs/cgroup/elsewhere; echo $$ >/sys/fs/cgroup/elsewhere/cgroup.procs
+exec setsid sleep 1012 </dev/null >/dev/null 2>&1' &
 loginctl enable-linger 2>/dev/null || sudo loginctl enable-linger $USER
 echo ready
 `
@@ -185,14 +187,16 @@ func (s *stage) misbehave() *world.Terminal {
 	if _, err := terminal.Expect(s.ctx, `\$ `); err != nil {
 		s.Fatal(err)
 	}
-	if err := s.laptop.Write("escape.sh", []byte(escapes), 0o755); err != nil {
+	if err := s.host.Write("/usr/local/bin/escape", []byte("#!/bin/bash"+escapes), 0o755); err != nil {
 		s.Fatal(err)
 	}
-	out, complaint, _, err := s.laptop.Run(s.ctx, "sh", "-c", "ssh web1 bash -s <escape.sh")
-	if err != nil || !strings.Contains(out, "ready") {
-		s.Fatalf("%v\n%s%s", err, out, complaint)
+	if err := terminal.Send("escape\r"); err != nil {
+		s.Fatal(err)
 	}
-	for n := 1001; n <= 1011; n++ {
+	if _, err := terminal.Expect(s.ctx, `ready`); err != nil {
+		s.Fatal(err)
+	}
+	for n := 1001; n <= 1012; n++ {
 		if n == 1008 || n == 1009 {
 			continue // due later
 		}
@@ -221,7 +225,7 @@ func TestKillLeavesNothingOfAnAccount(t *testing.T) {
 			if left := s.mine(); len(left) != 0 {
 				t.Errorf("still there: %+v", left)
 			}
-			for n := 1001; n <= 1011; n++ {
+			for n := 1001; n <= 1012; n++ {
 				if s.running(fmt.Sprintf("sleep %d", n)) {
 					t.Errorf("sleep %d outlived it", n)
 				}
