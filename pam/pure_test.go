@@ -149,7 +149,7 @@ func (p *pure) table(t fataler, s subject, piece int, table []byte) tableAnswer 
 var (
 	tableLine = regexp.MustCompile(
 		`^(account|gated|elevate|exempt) (0|[1-9][0-9]{0,9}) ([!-~]{1,64})$`)
-	classOf   = map[string]int{"account": 1, "gated": 2, "elevate": 3, "exempt": 4}
+	classOf = map[string]int{"account": 1, "gated": 2, "elevate": 3, "exempt": 4}
 )
 
 // model reads a table as section 5 says, in another language and another way than the module. The
