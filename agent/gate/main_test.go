@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,6 +39,13 @@ func client(socket, uids, packet string, how []string) error {
 	var real, effective int
 	if _, err := fmt.Sscanf(uids, "%d/%d", &real, &effective); err != nil {
 		return err
+	}
+	if len(how) > 0 && strings.HasPrefix(how[0], "loginuid=") {
+		// What pam_loginuid does.
+		err := os.WriteFile("/proc/self/loginuid", []byte(how[0][len("loginuid="):]), 0)
+		if err != nil {
+			return err
+		}
 	}
 	if err := unix.Setresuid(real, effective, effective); err != nil {
 		return err
@@ -76,6 +84,8 @@ func client(socket, uids, packet string, how []string) error {
 	if len(how) > 0 && how[0] == "hangup" {
 		_, err = conn.Write(bytes)
 		_ = conn.Close()
+		fmt.Println("hung up")
+		_, _ = io.Copy(io.Discard, os.Stdin)
 		return err
 	}
 	if _, err := conn.Write(bytes); err != nil {

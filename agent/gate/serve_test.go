@@ -448,14 +448,33 @@ func TestDisconnectInMidCheckOpensNothing(t *testing.T) {
 	gone := make(chan struct{})
 	f.sessions.set(func(r *registry) { r.moving = func() { <-gone } })
 	p := f.person(fmt.Sprintf("%d/0", uidCarol), sudoOpen, "hangup")
-	_, _ = p.lines.ReadString('\n')
-	_ = p.cmd.Wait()
+	if line, err := p.lines.ReadString('\n'); line != "hung up\n" {
+		t.Fatalf("%q %v", line, err)
+	}
 	close(gone)
 	f.eventually("the question is over", func() bool {
 		return f.server.Stats().Refused+f.server.Stats().TryAgain > 0
 	})
-	if opened, ended := f.sessions.counts(); opened != ended {
-		t.Errorf("%d sessions opened, %d ended", opened, ended)
+	if opened, _ := f.sessions.counts(); opened != 0 {
+		t.Errorf("%d sessions opened", opened)
+	}
+}
+
+// Only an audit session that is the person's own dies with the grant: not one that a daemon or an
+// admin had before.
+func TestAuditSessionMustBeThePersonsOwn(t *testing.T) {
+	f := start(t, live("aaaaaaaaaaaa", "alice", time.Hour, true, false))
+	for loginUID, own := range map[string]bool{"1900000001": true, "1004": false} {
+		p := f.person("0/0", sshOpen, "loginuid="+loginUID)
+		if r, failed := p.reply(f); r.Verdict != gatewire.Allow {
+			t.Fatalf("ssh: %+v %s", r, failed)
+		}
+		f.sessions.mu.Lock()
+		s := f.sessions.opened[len(f.sessions.opened)-1]
+		f.sessions.mu.Unlock()
+		if got := s.AuditSession != session.NoAudit; got != own {
+			t.Errorf("with login uid %s the audit session %d is taken: %v", loginUID, s.AuditSession, got)
+		}
 	}
 }
 
