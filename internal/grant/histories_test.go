@@ -2,8 +2,10 @@ package grant_test
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -25,6 +27,8 @@ type watch struct {
 	lag       int64                      // true time that reboots lost since the last save
 	off       int64                      // true time without power
 	causes    map[curfewv1.EndCause]bool // seen
+	open      map[grant.ID]grant.Live    // started and not ended
+	onDisk    map[grant.ID]grant.Live    // the same, on disk
 }
 
 // opening is when a window opened on the true axis.
@@ -37,6 +41,7 @@ func (w *watch) init() {
 	w.sent, w.buried = make(map[string]int64), make(map[grant.ID]bool)
 	w.starts, w.opened = make(map[grant.ID]int64), make(map[grant.ID]*opening)
 	w.causes = make(map[curfewv1.EndCause]bool)
+	w.open, w.onDisk = make(map[grant.ID]grant.Live), make(map[grant.ID]grant.Live)
 }
 
 func (w *watch) rebooted(h *history, off int64) {
@@ -49,6 +54,7 @@ func (w *watch) accepted(h *history, s *list, c grant.Change) {
 		w.leaseTill = max(w.leaseTill, sent+s.lease)
 	}
 	for _, l := range c.Started {
+		w.open[l.ID] = l
 		startError := l.Start.UnixMilli() - h.now
 		w.opened[l.ID] = &opening{
 			at: h.now, off: w.off, lag: w.lag, startError: max(startError, -startError),
@@ -57,16 +63,33 @@ func (w *watch) accepted(h *history, s *list, c grant.Change) {
 	}
 }
 
-// ended notes that whatever ended without a state had reached its end.
-func (w *watch) ended(h *history, c grant.Change, s *list) {
+// ended: without a state nothing ends but by its time, and a state ends nothing that it lists.
+func (w *watch) ended(h *history, c grant.Change, s *list) error {
 	for _, e := range c.Ended {
 		w.causes[e.Cause] = true
+		l, known := w.open[e.ID]
+		delete(w.open, e.ID)
+		if !known || h.clock != 0 {
+			continue
+		}
+		over := h.now >= endOf(l)
+		listed := s != nil && slices.ContainsFunc(s.live, func(p *paper) bool { return p.realID == e.ID })
+		if !over && (s == nil || listed && e.Cause != curfewv1.EndCause_END_CAUSE_EXTENDED) {
+			return fmt.Errorf("grant %s ended by silence: %s", e.ID.Short(), e.Cause)
+		}
 	}
+	return nil
+}
+
+// endOf is the end that the terms give, by the start that the host said.
+func endOf(l grant.Live) int64 {
+	return min(l.Start.UnixMilli()+l.Terms.GetDurationMs(), l.Terms.GetHardEndMs())
 }
 
 // saved: from now on these facts are on disk and may not be taken back.
 func (w *watch) saved(h *history) {
 	w.epoch, w.sequence = h.ledger.Epoch(), h.ledger.Sequence()
+	w.onDisk = maps.Clone(w.open)
 	clock, _ := h.read()
 	for _, l := range h.ledger.Clone().Live(clock) {
 		w.starts[l.ID] = l.Start.UnixMilli()
@@ -78,12 +101,21 @@ func (w *watch) saved(h *history) {
 	}
 }
 
+func (w *watch) restarted() { w.open = maps.Clone(w.onDisk) }
+
 func (w *watch) check(h *history, live []grant.Live, mayOpen bool) error {
 	if e, s := h.ledger.Epoch(), h.ledger.Sequence(); e < w.epoch || e == w.epoch && s < w.sequence {
 		return fmt.Errorf("the sequence fell from (%d, %d) to (%d, %d)", w.epoch, w.sequence, e, s)
 	}
 	if mayOpen && h.clock == 0 && h.now >= w.leaseTill {
 		return fmt.Errorf("new access may open %d ms after the lease", h.now-w.leaseTill)
+	}
+	for id, l := range w.open {
+		isLive := slices.ContainsFunc(live, func(o grant.Live) bool { return o.ID == id })
+		if h.clock == 0 && h.now < endOf(l) && !isLive {
+			return fmt.Errorf("grant %s is not live, %d ms before its end, and nobody ended it", id.Short(),
+				endOf(l)-h.now)
+		}
 	}
 	for _, l := range live {
 		if w.buried[l.ID] {

@@ -23,6 +23,7 @@ type pool struct {
 	families [][]*paper    // a request's terms and its extensions
 	hostile  []*paper      // what no host may take
 	trails   [2]trailPool
+	ledger   *grant.Ledger // of the freshly enrolled host; to be cloned
 }
 
 // trailPool has heads and proofs of one trail.
@@ -46,6 +47,7 @@ func newPool() *pool {
 	}
 	p.other.HostKey = granttest.Key("other host")
 	p.other.Host = grant.HostIDOf(granttest.Public(p.other.HostKey))
+	p.ledger = p.world.Ledger()
 	p.addTrust()
 	for i := range 24 {
 		p.families = append(p.families, p.family(i))

@@ -65,7 +65,7 @@ func newHistory(seed uint64, say func(string, ...any)) *history {
 	p := thePool()
 	h := &history{
 		pool: p, rng: rand.New(rand.NewPCG(seed, 1)), say: say,
-		now: granttest.Noon().UnixMilli(), ledger: p.world.Ledger(),
+		now: granttest.Noon().UnixMilli(), ledger: p.ledger.Clone(),
 	}
 	h.clock = h.rng.IntN(3)
 	h.bootAt = h.now - int64(h.rng.IntN(100_000))
@@ -131,6 +131,7 @@ func (h *history) restart() error {
 		return fmt.Errorf("what was saved cannot be read: %w", err)
 	}
 	h.ledger = read
+	h.watch.restarted()
 	h.facts = append(slices.Clone(h.onDiskF), fact{kind: factRestart})
 	return nil
 }

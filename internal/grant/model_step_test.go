@@ -134,7 +134,9 @@ func (h *history) tick() error {
 		return fmt.Errorf("tick: %w", err)
 	}
 	h.ledger, h.facts = next, facts
-	h.watch.ended(h, change, nil)
+	if err := h.watch.ended(h, change, nil); err != nil {
+		return err
+	}
 	if len(change.Ended) > 0 || h.pick(2) {
 		h.save()
 	}
@@ -233,9 +235,9 @@ func (h *history) deliverState(s *list, clock grant.Clock, at reading) error {
 	}
 	h.ledger, h.facts = next, facts
 	h.watch.accepted(h, s, change)
-	h.watch.ended(h, change, s)
+	err = h.watch.ended(h, change, s)
 	h.save()
-	return nil
+	return err
 }
 
 func (h *history) model(facts []fact) *view {
@@ -279,7 +281,7 @@ func (h *history) compare() error {
 	if err := sameLive(live, want); err != nil {
 		return err
 	}
-	may, _ := mayText(h.ledger.MayOpen(clock)), 0
+	may := mayText(h.ledger.MayOpen(clock))
 	if may != v.mayOpen(at) {
 		return fmt.Errorf("may open: %q, the model says %q", may, v.mayOpen(at))
 	}
