@@ -10,9 +10,12 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -119,13 +122,15 @@ func (e *Enforce) open() error {
 	}
 	o := &owner{
 		cfg: e.cfg, store: e.store, log: e.cfg.Log, ledger: ledger,
-		rec:   newRecorder(e.store.Events(), e.cfg.Clock, e.cfg.Log),
-		calls: make(chan func(context.Context), maxCalls), jobs: make(chan struct{}, maxJobs),
+		rec:     newRecorder(e.store.Events(), e.cfg.Clock, e.cfg.Log),
+		stopped: make(chan struct{}),
+		calls:   make(chan func(context.Context), maxCalls), jobs: make(chan struct{}, maxJobs),
 		said: make(map[grant.ID]string), armed: make(map[string]time.Time),
 		condemned: make(map[grant.ID]bool), carried: make(map[grant.ID]grant.Live), ending: make(map[string]*ending),
 		problems: make(map[string]string), welcome: host.Name,
 	}
 	o.use(settings)
+	o.machine = e.machine()
 	e.owner = o
 	if err := e.openHost(o, host.Name); err != nil {
 		return err
@@ -197,6 +202,17 @@ func (e *Enforce) listen(host string) (err error) {
 	}
 	e.closed = append(e.closed, closer(e.admin))
 	return nil
+}
+
+// machine is a short suffix that differs between machines with one kernel and one key. The machine's
+// id itself is not to be shown to others (machine-id(5)).
+func (e *Enforce) machine() string {
+	id, err := os.ReadFile(e.path("etc/machine-id"))
+	if err != nil || len(id) > 64 {
+		return ""
+	}
+	sum := sha256.Sum256(append([]byte("curfew machine v1\x00"), id...))
+	return "-" + hex.EncodeToString(sum[:8])
 }
 
 // closer closes a listener that Run may have closed already.

@@ -36,8 +36,11 @@ type owner struct {
 	gate     *gate.Server
 	timer    *expiry.Timer
 	up       *uplink
-	log      hclog.Logger
-	calls    chan func(context.Context)
+	// machine tells this machine from a clone of it in the hello: containers share the kernel's boot id.
+	machine string
+	log     hclog.Logger
+	calls   chan func(context.Context)
+	stopped chan struct{} // closed when nobody takes calls any more
 	// jobs has one token per small job that runs beside; beside is waited for at the end.
 	jobs   chan struct{}
 	beside sync.WaitGroup
@@ -98,11 +101,13 @@ func (o *owner) post(ctx context.Context, f func(context.Context)) {
 	select {
 	case o.calls <- f:
 	case <-ctx.Done():
+	case <-o.stopped:
 	}
 }
 
 // run is the owner's goroutine.
 func (o *owner) run(ctx context.Context, heartbeat <-chan struct{}, alive func()) error {
+	defer close(o.stopped)
 	beat := time.NewTicker(heartbeatEvery)
 	defer beat.Stop()
 	pulse := time.NewTicker(pulseEvery)
@@ -328,7 +333,8 @@ func (o *owner) hello(ctx context.Context) (m *curfewv1.HostMessage, err error) 
 		}
 		host, chain := o.ledger.Host(), o.rec.chain()
 		h := &curfewv1.Hello{
-			Protocol: 1, HostId: host[:], AgentVersion: o.cfg.Version, BootId: now.BootID,
+			Protocol: 1, HostId: host[:], AgentVersion: o.cfg.Version,
+			BootId:       now.BootID + o.machine,
 			TrustVersion: o.ledger.TrustVersion(), Epoch: o.ledger.Epoch(),
 			Sequence: o.ledger.Sequence(), TrailCount: o.ledger.TrailCount(),
 			TrailHead: o.ledger.TrailHead(), EventCount: chain.Count, EventHead: chain.Head, Nonce: nonce,
