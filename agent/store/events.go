@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -140,7 +141,8 @@ func (e *Events) readChain() error {
 	if err := dec.Decode(&d); err != nil {
 		return e.corrupt(chainFile, err.Error())
 	}
-	if d.Version != 1 || (d.Acked.Count == 0) != (len(d.Acked.Head) == 0) {
+	if d.Version != 1 || d.Acked.Count > 1<<62 || (d.Acked.Count == 0) != (len(d.Acked.Head) == 0) ||
+		d.Acked.Count > 0 && len(d.Acked.Head) != sha256.Size {
 		return e.corrupt(chainFile, "it is not an event chain of this version")
 	}
 	e.acked = d.Acked
