@@ -47,6 +47,11 @@ func client(socket, uids, packet string, how []string) error {
 			return err
 		}
 	}
+	if len(how) > 0 && strings.HasPrefix(how[0], "comm=") {
+		if err := os.WriteFile("/proc/self/comm", []byte(how[0][len("comm="):]), 0); err != nil {
+			return err
+		}
+	}
 	if err := unix.Setresuid(real, effective, effective); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,6 +26,8 @@ const (
 	readLimit  = time.Second
 	writeLimit = 250 * time.Millisecond
 	acceptWait = 20 * time.Millisecond
+	// hangUpPause is how long a refused ssh connection lives on.
+	hangUpPause = 200 * time.Millisecond
 )
 
 // Listen makes the gate socket at path: 0600, for root alone. A socket that an earlier agent left is
@@ -110,15 +113,6 @@ type opened struct {
 // for the caller to close.
 func (s *Server) exchange(ctx context.Context, conn *net.UnixConn) (*opened, *process.Handle, error) {
 	start := time.Now()
-	defer func() {
-		took := int64(time.Since(start))
-		for {
-			slowest := s.stats.slowest.Load()
-			if took <= slowest || s.stats.slowest.CompareAndSwap(slowest, took) {
-				return
-			}
-		}
-	}()
 	caller, err := callerOf(conn)
 	if err != nil {
 		return nil, nil, err
@@ -136,13 +130,44 @@ func (s *Server) exchange(ctx context.Context, conn *net.UnixConn) (*opened, *pr
 	defer cancel()
 	d, session := s.answer(ctx, request, caller, conn)
 	s.count(d.verdict)
-	if err := send(conn, gatewire.Reply{Verdict: d.verdict, Text: gatewire.CleanText(d.text)}); err != nil {
-		if session != nil {
-			s.cfg.Sessions.End(session.ID)
-		}
+	s.took(time.Since(start))
+	err = send(conn, gatewire.Reply{Verdict: d.verdict, Text: gatewire.CleanText(d.text)})
+	if err != nil && session != nil {
+		s.cfg.Sessions.End(session.ID)
+		session = nil
+	}
+	if session == nil && d.verdict != gatewire.Ignore {
+		s.hangUp(ctx, request, caller)
+	}
+	if err != nil {
 		return nil, caller, fmt.Errorf("process %d (%s): %w", caller.PID, caller.Comm, err)
 	}
 	return session, caller, nil
+}
+
+// hangUp ends an ssh connection whose session was refused: sshd then refuses the shell, but keeps
+// the connection, and with it forwards. The pause lets it say why.
+func (s *Server) hangUp(ctx context.Context, r gatewire.Request, caller *process.Handle) {
+	if r.Op != gatewire.OpOpenSession || r.Service != "sshd" ||
+		!strings.HasPrefix(caller.Comm, "sshd") {
+		return
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(hangUpPause):
+	}
+	if err := process.Kill(caller.Process); err != nil {
+		s.cfg.Log.Error("ending a refused connection", "pid", caller.PID, "error", err)
+	}
+}
+
+func (s *Server) took(d time.Duration) {
+	for {
+		slowest := s.stats.slowest.Load()
+		if int64(d) <= slowest || s.stats.slowest.CompareAndSwap(slowest, int64(d)) {
+			return
+		}
+	}
 }
 
 func (s *Server) enter(uid uint32) bool {

@@ -478,6 +478,33 @@ func TestAuditSessionMustBeThePersonsOwn(t *testing.T) {
 	}
 }
 
+// sshd keeps the connection when open_session fails; the gate ends it, and nobody else's.
+func TestRefusedSessionEndsTheConnection(t *testing.T) {
+	f := start(t, live("aaaaaaaaaaaa", "alice", time.Hour, true, false))
+	wrongKey := sshOpen
+	wrongKey.AuthInfo = "publickey " + otherKey + "\n"
+	for comm, dies := range map[string]bool{"sshd": true, "sshd-session": true, "doctor": false} {
+		p := f.person("0/0", wrongKey, "comm="+comm)
+		if r, failed := p.reply(f); r.Verdict != gatewire.Deny {
+			t.Errorf("%s: %+v %s", comm, r, failed)
+		}
+		exited := make(chan struct{})
+		go func() { _ = p.cmd.Wait(); close(exited) }()
+		select {
+		case <-exited:
+			if !dies {
+				t.Errorf("%s was killed", comm)
+			}
+		case <-time.After(600 * time.Millisecond):
+			if dies {
+				t.Errorf("%s keeps its connection", comm)
+			}
+			_ = p.stdin.Close()
+			<-exited
+		}
+	}
+}
+
 func TestGarbageGetsNoAnswer(t *testing.T) {
 	f := start(t, live("aaaaaaaaaaaa", "alice", time.Hour, true, false))
 	good := packet(t, sshAccount)

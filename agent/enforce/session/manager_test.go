@@ -145,6 +145,34 @@ func TestKillBeatsAForkBomb(t *testing.T) {
 	}
 }
 
+// Promise 2: up to 50 ends at once within 2 s.
+func TestFiftyEndsAtOnce(t *testing.T) {
+	m, _ := newManager(t, recordsDir(t))
+	var targets []Target
+	for i := range uint32(50) {
+		uid := uidKim + 1 + i
+		spawn(t, uid, `for i in 1 2 3 4 5 6 7 8; do setsid sleep 98713 & done; wait`)
+		targets = append(targets, Target{
+			RequestID: fmt.Sprintf("fifty%07d", i), Login: fmt.Sprintf("kim%d", i), UID: uid,
+			Class: account.ClassAccount, Whole: true,
+		})
+	}
+	eventually(t, "all run", func() bool { return count(t, "sleep 98713") >= 400 })
+	begun := time.Now()
+	left := m.Kill(t.Context(), targets)
+	if took := time.Since(begun); took > 2*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	for _, r := range left {
+		if !r.Clean() {
+			t.Errorf("left %+v", r)
+		}
+	}
+	if n := count(t, "sleep 98713"); n != 0 {
+		t.Errorf("%d outlived it", n)
+	}
+}
+
 // Nobody but the class that a target has is at risk: a part never takes a whole uid, an elevate-only
 // person never dies by uid, a system uid never at all.
 func TestKillSparesWhatIsNotTheTargets(t *testing.T) {

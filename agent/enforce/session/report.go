@@ -33,7 +33,7 @@ func (m *Manager) Sessions() []*curfewv1.Session {
 	list := make([]*curfewv1.Session, 0, len(open))
 	for _, s := range open {
 		id := s.GrantID
-		if l, ok := live[s.RequestID]; ok {
+		if l, ok := live[s.RequestID]; ok && l.GrantID != (grant.ID{}) {
 			id = l.GrantID // an extension's, when there was one
 		}
 		list = append(list, &curfewv1.Session{
