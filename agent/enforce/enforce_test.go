@@ -141,7 +141,7 @@ func (h *host) takeDrift() []Repair {
 // getent is a name service that knows the host's own files and the accounts that have keys.
 const getent = `#!/bin/sh
 root=$(dirname "$0")/../..
-case $2 in *[!0-9]*) ;; *) exit 2 ;; esac
+case $2 in *[!0-9]*) ;; *) grep ":x:$2:" "$root/etc/directory" || exit 2; exit ;; esac
 grep "^$2:" "$root/etc/directory" && exit 0
 grep "^$2:" "$root/etc/passwd" && exit 0
 line=$(grep " $2\$" "$root/var/lib/curfew/gate.conf" | grep ^account) || exit 2
@@ -431,8 +431,12 @@ func TestAppliedMeansThatSudoReadsIt(t *testing.T) {
 // programs do not find is not "applied".
 func TestTheHostsNameServiceAgrees(t *testing.T) {
 	h := newHost(t)
-	h.write("etc/directory", "eve:x:5001:5001::/nfs/eve:/bin/sh\n", 0o644)
-	results := h.apply(state(live(1, "alice"), live(2, "eve")))
+	h.write("etc/directory", "eve:x:5001:5001::/nfs/eve:/bin/sh\n"+
+		"zoe:x:1900000104:1900000104::/nfs/zoe:/bin/sh\n", 0o644)
+	results := h.apply(state(live(1, "alice"), live(2, "eve"), live(5, "heidi")))
+	if r := results[5]; r.Applied() || !strings.Contains(r.Detail, "belongs to zoe") {
+		t.Errorf("a uid of the directory's: %v %q", r.Status, r.Detail)
+	}
 	if r := results[2]; r.Applied() || !strings.Contains(r.Detail, "somebody with uid 5001") {
 		t.Errorf("a login of the directory's: %v %q", r.Status, r.Detail)
 	}
@@ -501,7 +505,11 @@ func TestRecordEndsWithTheFirstGrantThatGivesGroups(t *testing.T) {
 	subject := account.Subject{Class: account.ClassAccount, Login: "alice", UID: 1900000097}
 	long, short := live(1, "alice"), live(2, "alice", withGroups("web"))
 	short.End, short.BootDeadline = end.Add(-time.Minute), 4*time.Hour
-	a, err := d.account([]Result{{Live: long, Subject: subject}, {Live: short, Subject: subject}})
+	later := live(3, "alice", withGroups("web"))
+	later.End, later.BootDeadline = end.Add(-time.Second), 5*time.Hour
+	a, err := d.account([]Result{
+		{Live: long, Subject: subject}, {Live: short, Subject: subject}, {Live: later, Subject: subject},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
