@@ -126,12 +126,10 @@ func TestWarningBeforeTheEnd(t *testing.T) {
 	tty, err := alice.StartPTY(s.ctx, "ssh", "-tt", "alice@web1")
 	s.ok(err)
 	t.Cleanup(func() { tty.Close() })
-	_, err = tty.Expect(s.ctx, `ends in [0-9]+`)
-	s.ok(err)
-	_, err = tty.Expect(s.ctx, `curfew extend `+id)
-	s.ok(err)
-	_, err = tty.Expect(s.ctx, `ends in [0-9]+`)
-	s.ok(err)
+	for range 2 {
+		_, err = tty.Expect(s.ctx, `ends at [0-9:]+ UTC \(in [0-9]+s\)\. To keep it: curfew extend `+id)
+		s.ok(err)
+	}
 	s.hangsUp(tty)
 }
 

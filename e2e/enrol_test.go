@@ -33,7 +33,7 @@ rm -rf /var/lib/curfew/* /var/lib/curfew-link/*`)
 	s.on("web2", line+" --start")
 	s.ok(s.Connected(s.ctx, "web2"))
 	s.curfew(s.Admin, 0, []string{"hosts", "--json"}, "prod")
-	s.on("web2", "systemctl stop curfew-agent.target; rm -rf /var/lib/curfew/* /var/lib/curfew-link/*")
+	s.on("web2", "systemctl stop curfew-agent.target curfew-enforce curfew-link; rm -rf /var/lib/curfew/* /var/lib/curfew-link/*")
 	out, err := s.Hosts["web2"].Shell(s.ctx, line+" 2>&1")
 	if err == nil || !strings.Contains(string(out), "token") {
 		t.Errorf("a token was good twice: %v\n%s", err, out)

@@ -39,7 +39,7 @@ type Options struct {
 	Agent string
 	// Control is what stands in /etc/curfew/controlplane.yaml; empty: no such file.
 	Control string
-	// ControlFiles are written beside it, by absolute path, readable by the control plane.
+	// ControlFiles are written beside it, by absolute path, and belong to the control plane.
 	ControlFiles map[string]string
 	Out          io.Writer
 }
@@ -232,7 +232,10 @@ func (s *Stage) StartControl(ctx context.Context) error {
 	}
 	s.Pin = string(pin[1])
 	for path, text := range s.options.ControlFiles {
-		if err := s.Control.Write(path, []byte(text), 0o644); err != nil {
+		if err := s.Control.Write(path, []byte(text), 0o600); err != nil {
+			return err
+		}
+		if _, err := s.Control.Exec(ctx, "chown", "curfew-controlplane:", path); err != nil {
 			return err
 		}
 	}
