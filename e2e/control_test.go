@@ -130,6 +130,7 @@ func TestClockStartsAtTheHostsConfirmation(t *testing.T) {
 func TestEverythingCanBeSeen(t *testing.T) {
 	s := tell(t, stage.Options{})
 	alice, bob, id, _ := s.openRootShell(10 * time.Minute)
+	s.ssh(alice, "web1", 0, "true") // a change of sessions, at which the host reports at once
 	s.within(10*time.Second, "the live session to be shown", func() (bool, string) {
 		r := s.curfew(bob, 0, []string{"show", id, "--json"})
 		return strings.Contains(r.Out, `"sshd"`) && strings.Contains(r.Out, "sleep") &&

@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	_ "modernc.org/sqlite" // the driver registers itself
@@ -15,11 +16,16 @@ func (s *story) tamper() (err error) {
 	if _, err := s.Control.Exec(s.ctx, "systemctl", "stop", "curfew-controlplane"); err != nil {
 		return err
 	}
-	found, err := filepath.Glob(fmt.Sprintf("/proc/%d/root/var/lib/curfew-controlplane/*.db", s.Control.PID()))
-	if err != nil || len(found) != 1 {
-		return fmt.Errorf("looking for the database: %v %w", found, err)
+	const database = "/var/lib/curfew-controlplane/curfew.db"
+	data, err := s.Control.Read(database)
+	if err != nil {
+		return err
 	}
-	db, err := sql.Open("sqlite", found[0])
+	beside := filepath.Join(s.t.TempDir(), "curfew.db")
+	if err := os.WriteFile(beside, data, 0o600); err != nil {
+		return err
+	}
+	db, err := sql.Open("sqlite", beside)
 	if err != nil {
 		return err
 	}
@@ -30,6 +36,12 @@ func (s *story) tamper() (err error) {
 	}
 	if n, err := changed.RowsAffected(); err != nil || n != 1 {
 		return fmt.Errorf("changed %d records: %w", n, err)
+	}
+	if data, err = os.ReadFile(beside); err != nil {
+		return err
+	}
+	if err := s.Control.Write(database, data, 0o600); err != nil {
+		return err
 	}
 	_, err = s.Control.Exec(s.ctx, "systemctl", "start", "curfew-controlplane")
 	return err
