@@ -36,7 +36,7 @@ type killSet struct {
 	request map[string]int   // scopes of these requests
 	login   map[string]int   // scopes of logind's, by path
 	audit   map[audit]int    // audit sessions of logins
-	holder  map[identity]int // sshd's root monitors and the like
+	holder  map[identity]int // sshd's root monitors and the like, and whoever was found before
 	uid     map[uint32]int   // everything of theirs, and their slice
 	cgroups []string         // what can be killed as one
 }
@@ -169,6 +169,10 @@ func (m *Manager) members(k *killSet, all []process.Process) map[process.Process
 		if !grown {
 			break
 		}
+	}
+	for p, i := range in {
+		// Orphans have no parent to be known by next time, and one that was killed may take its time.
+		k.holder[identity{p.PID, p.StartTicks}] = i
 	}
 	return in
 }

@@ -16,22 +16,27 @@ import (
 	"time"
 
 	"github.com/creack/pty"
+	"github.com/hashicorp/go-hclog"
 
 	"github.com/curfew-access/curfew/agent/enforce/account"
 	"github.com/curfew-access/curfew/agent/enforce/session/process"
 	"github.com/curfew-access/curfew/internal/grant"
 )
 
+// The machine's other processes are at stake here: uids in a range of these tests' own, so that the
+// sweep spares the accounts of stories which run at the same time.
 const (
-	uidKim = 1900000321
+	uidMin = 1987000000
+	uidKim = uidMin + 321
 	uidGus = 54321
+	uidMax = uidMin + 999
 )
 
 func newManager(t *testing.T, dir string) (*Manager, *memory) {
 	t.Helper()
 	events := &memory{}
 	cfg := testConfig(dir, events)
-	cfg.Log = nullLog()
+	cfg.UIDMin, cfg.UIDMax, cfg.Log = uidMin, uidMax, hclog.NewNullLogger()
 	m, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -89,6 +94,9 @@ func count(t *testing.T, text string) (n int) {
 	return n
 }
 
+// nap is a command line of this run only: what another run left must not count.
+func nap(n int) string { return fmt.Sprintf("sleep 9%d.%d", n, os.Getpid()) }
+
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for start := time.Now(); !ok(); time.Sleep(10 * time.Millisecond) {
@@ -114,10 +122,10 @@ func sessionOf(t *testing.T, cmd *exec.Cmd) Session {
 // Whatever a process did to get away from its parents, its uid stays.
 func TestKillFindsWhatHides(t *testing.T) {
 	m, _ := newManager(t, recordsDir(t))
-	spawn(t, uidKim, `trap "" TERM HUP INT
-setsid sleep 98701 & (setsid sh -c 'sleep 98701 & exec sleep 98701' &) ; nohup sleep 98701 >/dev/null & wait`)
-	other := spawn(t, uidGus, "exec sleep 98702")
-	eventually(t, "it runs", func() bool { return count(t, "sleep 98701") >= 4 })
+	spawn(t, uidKim, strings.ReplaceAll(`trap "" TERM HUP INT
+setsid NAP & (setsid sh -c 'NAP & exec NAP' &) ; nohup NAP >/dev/null & wait`, "NAP", nap(1)))
+	other := spawn(t, uidGus, "exec "+nap(2))
+	eventually(t, "it runs", func() bool { return count(t, nap(1)) >= 4 })
 	begun := time.Now()
 	left := m.Kill(t.Context(), []Target{kimTarget()})
 	if took := time.Since(begun); took > killLimit+500*time.Millisecond {
@@ -126,7 +134,7 @@ setsid sleep 98701 & (setsid sh -c 'sleep 98701 & exec sleep 98701' &) ; nohup s
 	if len(left) != 1 || len(left[0].Processes) != 0 {
 		t.Errorf("left %+v", left)
 	}
-	if n := count(t, "sleep 98701"); n != 0 {
+	if n := count(t, nap(1)); n != 0 {
 		t.Errorf("%d outlived it", n)
 	}
 	if p, err := process.Read(other.Process.Pid); err != nil || p.Dead() {
@@ -137,10 +145,10 @@ setsid sleep 98701 & (setsid sh -c 'sleep 98701 & exec sleep 98701' &) ; nohup s
 // A bomb that forks faster than one pass looks must not win.
 func TestKillBeatsAForkBomb(t *testing.T) {
 	m, _ := newManager(t, recordsDir(t))
-	spawn(t, uidKim, `i=0; while [ $i -lt 400 ]; do (exec sleep 98703) & i=$((i+1)); done; wait`)
-	eventually(t, "it has begun", func() bool { return count(t, "sleep 98703") > 5 })
+	spawn(t, uidKim, "i=0; while [ $i -lt 400 ]; do (exec "+nap(3)+") & i=$((i+1)); done; wait")
+	eventually(t, "it has begun", func() bool { return count(t, nap(3)) > 5 })
 	left := m.Kill(t.Context(), []Target{kimTarget()})
-	if len(left[0].Processes) != 0 || count(t, "sleep 98703") != 0 {
+	if len(left[0].Processes) != 0 || count(t, nap(3)) != 0 {
 		t.Errorf("left %+v", left)
 	}
 }
@@ -151,13 +159,13 @@ func TestFiftyEndsAtOnce(t *testing.T) {
 	var targets []Target
 	for i := range uint32(50) {
 		uid := uidKim + 1 + i
-		spawn(t, uid, `for i in 1 2 3 4 5 6 7 8; do setsid sleep 98713 & done; wait`)
+		spawn(t, uid, "for i in 1 2 3 4 5 6 7 8; do setsid "+nap(13)+" & done; wait")
 		targets = append(targets, Target{
 			RequestID: fmt.Sprintf("fifty%07d", i), Login: fmt.Sprintf("kim%d", i), UID: uid,
 			Class: account.ClassAccount, Whole: true,
 		})
 	}
-	eventually(t, "all run", func() bool { return count(t, "sleep 98713") >= 400 })
+	eventually(t, "all run", func() bool { return count(t, nap(13)) >= 400 })
 	begun := time.Now()
 	left := m.Kill(t.Context(), targets)
 	if took := time.Since(begun); took > 2*time.Second {
@@ -168,7 +176,7 @@ func TestFiftyEndsAtOnce(t *testing.T) {
 			t.Errorf("left %+v", r)
 		}
 	}
-	if n := count(t, "sleep 98713"); n != 0 {
+	if n := count(t, nap(13)); n != 0 {
 		t.Errorf("%d outlived it", n)
 	}
 }
@@ -177,9 +185,9 @@ func TestFiftyEndsAtOnce(t *testing.T) {
 // person never dies by uid, a system uid never at all.
 func TestKillSparesWhatIsNotTheTargets(t *testing.T) {
 	m, _ := newManager(t, recordsDir(t))
-	kim := spawn(t, uidKim, "exec sleep 98704")
-	gus := spawn(t, uidGus, "exec sleep 98704")
-	daemon := spawn(t, 2, "exec sleep 98704")
+	kim := spawn(t, uidKim, "exec "+nap(4))
+	gus := spawn(t, uidGus, "exec "+nap(4))
+	daemon := spawn(t, 2, "exec "+nap(4))
 	for _, target := range []Target{
 		{RequestID: request, Login: "kim", UID: uidKim, Class: account.ClassAccount},
 		{RequestID: request, Login: "gus", UID: uidGus, Class: account.ClassElevate, Whole: true},
@@ -209,7 +217,7 @@ func TestKillSparesWhatIsNotTheTargets(t *testing.T) {
 func TestKillTakesTheHolder(t *testing.T) {
 	m, events := newManager(t, recordsDir(t))
 	m.Publish([]Live{kimLive()})
-	monitor := spawn(t, 0, "exec sleep 98705")
+	monitor := spawn(t, 0, "exec "+nap(5))
 	s, ended, err := m.Open(t.Context(), sessionOf(t, monitor))
 	if err != nil {
 		t.Fatal(err)
@@ -238,7 +246,7 @@ func TestKillTakesTheHolder(t *testing.T) {
 func TestReusedPIDIsSpared(t *testing.T) {
 	m, _ := newManager(t, recordsDir(t))
 	m.Publish([]Live{kimLive()})
-	innocent := spawn(t, 0, "exec sleep 98706")
+	innocent := spawn(t, 0, "exec "+nap(6))
 	s := sessionOf(t, innocent)
 	s.StartTicks++
 	if _, _, err := m.Open(t.Context(), s); err != nil {
@@ -266,7 +274,7 @@ func TestRestartKnowsItsSessions(t *testing.T) {
 	dir := recordsDir(t)
 	m, _ := newManager(t, dir)
 	m.Publish([]Live{kimLive()})
-	monitor := spawn(t, 0, "exec sleep 98707")
+	monitor := spawn(t, 0, "exec "+nap(7))
 	s := sessionOf(t, monitor)
 	s.LoginUID, s.AuditSession = uidKim, 77
 	s.CGroup = fmt.Sprintf("/user.slice/user-%d.slice/session-77.scope", uidKim)
@@ -350,7 +358,7 @@ func TestRecordsOfAnotherBootAndBrokenOnesAreNotSessions(t *testing.T) {
 
 func TestOpenRefuses(t *testing.T) {
 	m, events := newManager(t, recordsDir(t))
-	monitor := spawn(t, 0, "exec sleep 98708")
+	monitor := spawn(t, 0, "exec "+nap(8))
 	good := sessionOf(t, monitor)
 	if _, _, err := m.Open(t.Context(), good); !errors.Is(err, ErrNotLive) {
 		t.Errorf("before anything is live: %v", err)
@@ -380,7 +388,7 @@ func TestOpenRefuses(t *testing.T) {
 
 func TestSweepWaitsForWord(t *testing.T) {
 	m, _ := newManager(t, recordsDir(t))
-	kim := spawn(t, uidKim, "exec sleep 98709")
+	kim := spawn(t, uidKim, "exec "+nap(9))
 	m.sweep(t.Context())
 	if p, err := process.Read(kim.Process.Pid); err != nil || p.Dead() {
 		t.Fatal("swept before anybody said what is live")
@@ -402,7 +410,7 @@ func TestRunSweepsAndEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
-	kim := spawn(t, uidKim, "exec sleep 98710")
+	kim := spawn(t, uidKim, "exec "+nap(10))
 	m.Publish([]Live{})
 	eventually(t, "the first word sweeps", func() bool {
 		p, err := process.Read(kim.Process.Pid)
@@ -419,7 +427,7 @@ func TestTellWritesOnTerminalsAndNeverWaits(t *testing.T) {
 	m, _ := newManager(t, recordsDir(t))
 	m.Publish([]Live{kimLive()})
 	start := func() (*os.File, *exec.Cmd) {
-		cmd := exec.Command("/bin/sh", "-c", "stty raw -echo; exec sleep 98711")
+		cmd := exec.Command("/bin/sh", "-c", "stty raw -echo; exec "+nap(11))
 		cmd.Dir = "/"
 		f, err := pty.Start(cmd)
 		if err != nil {
@@ -433,7 +441,7 @@ func TestTellWritesOnTerminalsAndNeverWaits(t *testing.T) {
 	}
 	good, _ := start()
 	_, cmd := start()
-	eventually(t, "both sit at terminals", func() bool { return count(t, "sleep 98711") == 2 })
+	eventually(t, "both sit at terminals", func() bool { return count(t, nap(11)) == 2 })
 	p, err := process.Read(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
@@ -469,7 +477,7 @@ func TestTellWritesOnTerminalsAndNeverWaits(t *testing.T) {
 func TestSessionsTellWhatRuns(t *testing.T) {
 	m, _ := newManager(t, recordsDir(t))
 	m.Publish([]Live{kimLive()})
-	cmd := spawn(t, 0, "sleep 98712 & sleep 98712 & (tail -f /dev/null) & wait")
+	cmd := spawn(t, 0, nap(12)+" & "+nap(12)+" & (tail -f /dev/null) & wait")
 	if _, _, err := m.Open(t.Context(), sessionOf(t, cmd)); err != nil {
 		t.Fatal(err)
 	}
@@ -483,8 +491,7 @@ func TestSessionsTellWhatRuns(t *testing.T) {
 		return slices.Equal(names, []string{"sleep", "tail"})
 	})
 	m.Kill(t.Context(), []Target{{RequestID: request, Login: "kim", UID: uidKim}})
-	_ = exec.Command("true").Run()
-	if n := count(t, "sleep 98712"); n != 0 {
+	if n := count(t, nap(12)); n != 0 {
 		t.Errorf("%d descendants of the holder live", n)
 	}
 }

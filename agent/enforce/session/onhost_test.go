@@ -170,5 +170,3 @@ func openLogin(ctx context.Context, m *Manager, t Target, live Live) (string, er
 	}
 	return "", errors.New("no sshd of the login's")
 }
-
-func nullLog() hclog.Logger { return hclog.NewNullLogger() }
