@@ -126,7 +126,8 @@ func (e *Enforce) open() error {
 		stopped: make(chan struct{}),
 		calls:   make(chan func(context.Context), maxCalls), jobs: make(chan struct{}, maxJobs),
 		said: make(map[grant.ID]string), armed: make(map[string]time.Time),
-		condemned: make(map[grant.ID]bool), carried: make(map[grant.ID]grant.Live), ending: make(map[string]*ending),
+		condemned: make(map[grant.ID]bool), carried: make(map[grant.ID]grant.Live),
+		ending:   make(map[string]*ending),
 		problems: make(map[string]string), welcome: host.Name,
 	}
 	o.use(settings)

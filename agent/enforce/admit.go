@@ -129,7 +129,8 @@ func (r *Reconciler) admitOne(
 	if err == nil && subject.Class == account.ClassAccount {
 		err = r.cfg.Directory.Free(ctx, subject.Login, subject.UID)
 	}
-	if err != nil && (!stood || !errors.Is(err, sudoers.ErrTool) && !errors.Is(err, account.ErrDirectory)) {
+	outage := errors.Is(err, sudoers.ErrTool) || errors.Is(err, account.ErrDirectory)
+	if err != nil && !(stood && outage) {
 		return verdict{refused: err.Error()}
 	}
 	if !r.cfg.Checker.Present() {

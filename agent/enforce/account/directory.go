@@ -29,7 +29,9 @@ var ErrDirectory = errors.New("the host's name service does not answer")
 const maxEntry = 64 << 10
 
 // Lookup finds a user by login or by uid in decimal.
-func (d Directory) Lookup(ctx context.Context, key string) (name string, uid uint32, found bool, err error) {
+func (d Directory) Lookup(
+	ctx context.Context, key string,
+) (name string, uid uint32, found bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
 	defer cancel()
 	out, err := d.run(ctx, d.Getent, "passwd", key)

@@ -69,7 +69,9 @@ func (c Checker) Policy(ctx context.Context) (Policy, error) {
 	return p, nil
 }
 
-func (c Checker) run(ctx context.Context, program string, stdin []byte, args ...string) ([]byte, error) {
+func (c Checker) run(
+	ctx context.Context, program string, stdin []byte, args ...string,
+) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
