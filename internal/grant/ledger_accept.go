@@ -203,7 +203,7 @@ func (l *Ledger) checkState(s *curfewv1.HostState, msg *curfewv1.State, now Cloc
 	if !sameEpoch {
 		return nil
 	}
-	if msg.GetProofFrom() != l.data.TrailCount && s.GetTrailCount() != l.data.TrailCount &&
+	if msg.GetProofFrom() != l.data.TrailCount && s.GetTrailCount() > l.data.TrailCount &&
 		l.data.TrailCount != 0 {
 		return fmt.Errorf("the trail's proof starts from %d records, this host knows %d",
 			msg.GetProofFrom(), l.data.TrailCount)
