@@ -53,14 +53,14 @@ func Main(args []string, in io.Reader, out, errOut io.Writer) int {
 	cmd.SetIn(in)
 	cmd.SetOut(out)
 	cmd.SetErr(errOut)
-	err := cmd.ExecuteContext(ctx)
+	ran, err := cmd.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
 	}
 	fmt.Fprintf(errOut, "curfew-controlplane: error: %v\n", err)
 	var usage usageError
 	if errors.As(err, &usage) {
-		fmt.Fprintf(errOut, "curfew-controlplane: hint: curfew-controlplane %s --help\n", "COMMAND")
+		fmt.Fprintf(errOut, "curfew-controlplane: hint: %s --help\n", ran.CommandPath())
 		return exitUsage
 	}
 	return exitFailed
