@@ -10,6 +10,8 @@
 //	new: `its replacement`
 //	run: go test -run 'TestX' ./path
 //	fails: `text of the failing line`
+//
+// or stands as one row of a table: | `file` | `old` | `new` | `go test …` | `text` |
 package main
 
 import (
@@ -54,7 +56,7 @@ func run(ctx context.Context, only string, list bool) error {
 	}
 	var bad, done int
 	for _, m := range all {
-		if !strings.Contains(m.name+" "+m.file, only) {
+		if !strings.Contains(m.name+" "+m.file+" "+m.source, only) {
 			continue
 		}
 		done++
@@ -106,6 +108,11 @@ func parse(path string) ([]mutation, error) {
 			all = append(all, mutation{name: name, source: path})
 			continue
 		}
+		if row, ok := tableRow(line); ok {
+			row.source = path
+			all = append(all, row)
+			continue
+		}
 		key, value, ok := strings.Cut(line, ": ")
 		if !ok || len(all) == 0 {
 			continue
@@ -128,6 +135,26 @@ func parse(path string) ([]mutation, error) {
 		}
 	}
 	return all, nil
+}
+
+// tableRow reads an entry that is a row of a Markdown table; a bar within a cell is written \|.
+func tableRow(line string) (mutation, bool) {
+	line, ok := strings.CutPrefix(line, "| `")
+	if !ok {
+		return mutation{}, false
+	}
+	line, ok = strings.CutSuffix(line, "` |")
+	cells := strings.Split(line, "` | `")
+	if !ok || len(cells) != 5 {
+		return mutation{}, false
+	}
+	for i := range cells {
+		cells[i] = strings.ReplaceAll(cells[i], `\|`, "|")
+	}
+	return mutation{
+		name: cells[0] + ": " + cells[1], file: cells[0], old: cells[1], new: cells[2],
+		run: cells[3], fails: cells[4],
+	}, true
 }
 
 // try applies the mutation to a copy of the tree and runs its test there.
