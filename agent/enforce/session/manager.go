@@ -266,7 +266,8 @@ func (m *Manager) poll() {
 			continue
 		}
 		p, err := process.Read(s.PID)
-		if errors.Is(err, process.ErrGone) || err == nil && (p.StartTicks != s.StartTicks || p.Dead()) {
+		over := err == nil && (p.StartTicks != s.StartTicks || p.Dead())
+		if over || errors.Is(err, process.ErrGone) {
 			m.End(s.ID)
 		}
 	}

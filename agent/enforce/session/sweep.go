@@ -97,7 +97,8 @@ func (m *Manager) strays(all []process.Process) []Target {
 			if m.ownUID(uid) && !uids[uid] {
 				key := "uid " + strconv.FormatUint(uint64(uid), 10)
 				found[key] = Target{
-					RequestID: noRequest, Login: nobody, UID: uid, Class: account.ClassAccount, Whole: true,
+					RequestID: noRequest, Login: nobody, UID: uid, Class: account.ClassAccount,
+					Whole: true,
 				}
 			}
 		}

@@ -123,7 +123,8 @@ func tidyUsers(ctx context.Context, uids []uint32) error {
 		waiting := 0
 		for _, uid := range uids {
 			id := strconv.FormatUint(uint64(uid), 10)
-			for _, unit := range []string{"user@" + id + ".service", "user-runtime-dir@" + id + ".service"} {
+			for _, kind := range []string{"user@", "user-runtime-dir@"} {
+				unit := kind + id + ".service"
 				units = append(units, unit)
 				_, err := conn.StopUnitContext(ctx, unit, "replace", done)
 				if err == nil {
