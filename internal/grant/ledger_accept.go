@@ -193,8 +193,12 @@ func (l *Ledger) checkState(s *curfewv1.HostState, msg *curfewv1.State, now Cloc
 	if s.GetEpoch() < l.data.Epoch || sameEpoch && s.GetSequence() <= l.data.Sequence {
 		return fmt.Errorf("%w: (%d, %d)", ErrOld, l.data.Epoch, l.data.Sequence)
 	}
-	// The wall clock counts here even when it jumped: it may just have been put right.
-	clock := max(l.effective(now), now.Wall.UnixMilli())
+	// The wall clock counts even when it jumped: it may just have been put right. The highest known
+	// time does not, or each state could carry it five minutes further.
+	clock := now.Wall.UnixMilli()
+	if l.jumped {
+		clock = max(clock, l.derived(now))
+	}
 	if ahead := s.GetIssuedAtMs() - clock; ahead > MaxClockSkew.Milliseconds() {
 		return fmt.Errorf("issued %s ahead of this host's clock",
 			time.Duration(ahead)*time.Millisecond)

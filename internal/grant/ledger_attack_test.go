@@ -72,7 +72,7 @@ func (h *host) refused(what string, msg *curfewv1.State, want error) {
 		h.t.Fatal(err)
 	}
 	if _, err := h.ledger.AcceptState(msg, h.clock); err == nil || want != nil && !errors.Is(err, want) {
-		h.t.Errorf("%s: %v, want %v", what, err, want)
+		h.t.Errorf("%s: %v, want a refusal (%v)", what, err, want)
 	}
 	after, err := h.ledger.MarshalJSON()
 	if err != nil || !bytes.Equal(before, after) {

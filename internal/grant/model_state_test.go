@@ -17,7 +17,11 @@ func (v *view) newer(s *list, at reading) bool {
 	if s.epoch < v.epoch || s.epoch == v.epoch && s.sequence <= v.sequence {
 		return false
 	}
-	if s.issued > max(v.now, at.wall)+modelSkew {
+	clock := at.wall
+	if should := v.anchorWall + at.boot - v.anchorBoot; v.jumped && should > clock {
+		clock = should
+	}
+	if s.issued > clock+modelSkew {
 		return false
 	}
 	return s.epoch > v.epoch || v.extends(s)
