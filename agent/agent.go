@@ -131,6 +131,7 @@ func (e *Enforce) open() error {
 		problems: make(map[string]string), welcome: host.Name,
 	}
 	o.use(settings)
+	o.fromFile = says(e.path(ConfigPath))
 	o.machine = e.machine()
 	e.owner = o
 	if err := e.openHost(o, host.Name); err != nil {
