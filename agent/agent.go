@@ -99,7 +99,7 @@ func (e *Enforce) Close() error {
 func (e *Enforce) path(name string) string { return filepath.Join(e.cfg.Root, name) }
 
 func (e *Enforce) open() error {
-	settings, err := LoadSettings(e.path(ConfigPath))
+	settings, said, err := loadSettings(e.path(ConfigPath))
 	if err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func (e *Enforce) open() error {
 		problems: make(map[string]string), welcome: host.Name,
 	}
 	o.use(settings)
-	o.fromFile = says(e.path(ConfigPath))
+	o.fromFile = said
 	o.machine = e.machine()
 	e.owner = o
 	if err := e.openHost(o, host.Name); err != nil {

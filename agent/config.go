@@ -86,9 +86,15 @@ func DefaultSettings() Settings {
 // LoadSettings reads the file at path; without one the defaults hold. An error names the line and
 // the field.
 func LoadSettings(name string) (Settings, error) {
+	s, _, err := loadSettings(name)
+	return s, err
+}
+
+// loadSettings also tells whether there was a file with anything in it.
+func loadSettings(name string) (s Settings, said bool, err error) {
 	info, err := os.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return DefaultSettings(), nil
+		return DefaultSettings(), false, nil
 	}
 	if err == nil && (!info.Mode().IsRegular() || info.Size() > maxConfig) {
 		err = fmt.Errorf("not a file of at most %d bytes", maxConfig)
@@ -98,13 +104,12 @@ func LoadSettings(name string) (Settings, error) {
 		data, err = os.ReadFile(name)
 	}
 	if err != nil {
-		return Settings{}, fmt.Errorf("reading %s: %w", name, err)
+		return Settings{}, false, fmt.Errorf("reading %s: %w", name, err)
 	}
-	s, err := ParseSettings(data)
-	if err != nil {
-		return Settings{}, fmt.Errorf("%s: %w", name, err)
+	if s, err = ParseSettings(data); err != nil {
+		return Settings{}, false, fmt.Errorf("%s: %w", name, err)
 	}
-	return s, nil
+	return s, len(data) > 0, nil
 }
 
 // ParseSettings reads the file's content over the defaults.

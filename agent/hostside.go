@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -130,15 +129,9 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// says tells whether there is a settings file that says something.
-func says(name string) bool {
-	info, err := os.Stat(name)
-	return err == nil && info.Size() > 0
-}
-
 func (o *owner) reload(ctx context.Context, name string) {
-	s, err := LoadSettings(name)
-	if err == nil && o.fromFile && !says(name) {
+	s, said, err := loadSettings(name)
+	if err == nil && o.fromFile && !said {
 		// Editors and configuration tools remove and truncate on the way to the next content; for that
 		// moment nobody meant the defaults, which deny nobody.
 		err = fmt.Errorf("%s is gone or empty; what it said last holds until the next restart", name)
@@ -153,7 +146,7 @@ func (o *owner) reload(ctx context.Context, name string) {
 		return
 	}
 	o.problem("settings", nil)
-	o.fromFile = says(name)
+	o.fromFile = said
 	if sameSettings(s, o.settings) {
 		return
 	}
