@@ -76,8 +76,11 @@ static int dial(const char *path, int64_t deadline)
 	return fd;
 }
 
-/* Sends the request and waits for the one packet that answers it. Returns its length, which may
- * be over the buffer's; -1 with errno, ECONNRESET when the agent hung up without a word. */
+/* A packet over the cap is cut to it by the kernel, and no reply is as long as that. */
+_Static_assert(8 + GATE_TEXT_MAX < GATE_REPLY_MAX, "a cut packet must not parse");
+
+/* Sends the request and waits for the one packet that answers it. Returns its length; -1 with
+ * errno, ECONNRESET when the agent hung up without a word. */
 static ssize_t exchange(int fd, int64_t deadline, const unsigned char *request, size_t len,
 			unsigned char reply[GATE_REPLY_MAX])
 {
@@ -105,7 +108,7 @@ static ssize_t exchange(int fd, int64_t deadline, const unsigned char *request, 
 			return -1;
 		if (rc <= 0)
 			continue;
-		n = recv(fd, reply, GATE_REPLY_MAX, MSG_DONTWAIT | MSG_TRUNC);
+		n = recv(fd, reply, GATE_REPLY_MAX, MSG_DONTWAIT);
 		if (n > 0)
 			return n;
 		if (n == 0) {
