@@ -114,13 +114,25 @@ func (o *owner) check(ctx context.Context, s enforce.State) {
 // publishGate gives the gate its next table.
 func (o *owner) publishGate() {
 	principals, _ := o.settings.rules().Principals(o.recon.Local(), o.store.UIDs())
-	t := &gate.Table{Mode: o.settings.mode(), People: principals, MayOpen: o.mayOpen()}
+	t := &gate.Table{
+		Mode: o.settings.mode(), People: principals, MayOpen: o.mayOpen(), Roles: o.roles(),
+	}
 	for _, r := range o.results {
 		if r.Applied() {
 			t.Live = append(t.Live, r.Live)
 		}
 	}
 	o.gate.Publish(t)
+}
+
+// roles are those that the trust file knows a quorum for: no other can be granted here.
+func (o *owner) roles() []string {
+	var names []string
+	for _, q := range o.ledger.Trust().Quorums {
+		names = append(names, q.Role)
+	}
+	slices.Sort(names)
+	return names
 }
 
 // mayOpen says why nothing new may open, or nil.
@@ -145,8 +157,8 @@ func (o *owner) publishSessions(ctx context.Context) {
 			continue // its extension stands for the request; or it never got that far
 		}
 		live = append(live, session.Live{
-			RequestID: r.Live.Terms.GetRequestId(), Login: r.Subject.Login, UID: r.Subject.UID,
-			Class: r.Subject.Class, Role: r.Live.Terms.GetRole(), Start: r.Live.Start, End: r.Live.End,
+			GrantID: r.Live.ID, RequestID: r.Live.Terms.GetRequestId(),
+			Login: r.Subject.Login, UID: r.Subject.UID, Class: r.Subject.Class, Role: r.Live.Terms.GetRole(), Start: r.Live.Start, End: r.Live.End,
 			BootDeadline: r.Live.BootDeadline,
 		})
 	}

@@ -59,6 +59,7 @@ func TestRolesDiffer(t *testing.T) {
 	id, err := s.Grant(s.ctx, alice, bob, "web2", "root", 10*time.Minute)
 	s.ok(err)
 	s.ssh(alice, "web2", 0, "sudo -n -i id -u", "0")
+	s.ssh(alice, "web2", 0, "sudo -n su - -c 'id -u'", "0")
 	s.curfew(alice, 0, []string{"show", id}, "ROOT-EQUIVALENT")
 }
 

@@ -135,16 +135,6 @@ func (s *story) within(limit time.Duration, what string, done func() (bool, stri
 	return time.Since(began)
 }
 
-// processes returns the command lines of a login's processes on a host.
-func (s *story) processes(host, login string) []string {
-	s.t.Helper()
-	out := s.on(host, "ps -eo user:32=,pid=,args= | awk '$1==\""+login+"\"'")
-	if out == "" {
-		return nil
-	}
-	return strings.Split(out, "\n")
-}
-
 // gone demands that nothing of a login's access is left on a host: no account, key, rule, ticket and
 // no process, of the login or of the session's root shells (whose command lines hold mark).
 func (s *story) gone(host, login, mark string, limit time.Duration) {

@@ -42,7 +42,7 @@ func TestOutsidersNeverDependOnTheAgent(t *testing.T) {
 	s.outsidersGetIn(lou, "with the agent stopped")
 	began := time.Now()
 	s.ssh(alice, "web1", 255, "true", "try again")
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 3500*time.Millisecond {
 		t.Errorf("alice waited %s for her refusal", took)
 	}
 	s.on("web1", "systemctl kill --signal=CONT curfew-enforce.service")
@@ -52,9 +52,6 @@ func TestOutsidersNeverDependOnTheAgent(t *testing.T) {
 	s.outsidersGetIn(lou, "with the agent absent")
 	s.ssh(alice, "web1", 255, "true", "try again")
 
-	garbage, err := stage.Root()
-	s.ok(err)
-	_ = garbage
 	s.ok(s.Hosts["web1"].Write("/root/garbage.sh", []byte(garbageServer), 0o755))
 	s.on("web1", "systemd-run --unit=garbage /root/garbage.sh; sleep 0.5")
 	s.outsidersGetIn(lou, "with garbage on the agent's socket")

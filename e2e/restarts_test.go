@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -40,6 +41,11 @@ func TestRootHalfKilledAndRestarted(t *testing.T) {
 		return out == "active", out
 	})
 	s.works(alice, time.Until(end)-5*time.Second)
+	ready := s.on("web1", `t0=$(date +%s%N); systemctl restart curfew-enforce.service
+echo $(( ($(date +%s%N)-t0)/1000000 ))`)
+	if ms, err := strconv.Atoi(ready); err != nil || ms > 1000 {
+		t.Errorf("the root half was ready after %s ms, want at most 1000", ready)
+	}
 	tty, err := alice.StartPTY(s.ctx, "ssh", "-tt", "alice@web1", mark)
 	s.ok(err)
 	t.Cleanup(func() { tty.Close() })

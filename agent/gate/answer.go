@@ -55,7 +55,7 @@ func (s *Server) answer(ctx context.Context, r gatewire.Request, caller *process
 		"request", d.grant.Terms.GetRequestId(), "error", err)
 	again := tryAgain(d.person, err.Error())
 	if errors.Is(err, session.ErrNotLive) {
-		again = d.deny(s.cfg.Host, q.Service, err.Error())
+		again = t.deny(d, s.cfg.Host, q.Service, err.Error())
 	}
 	s.recordDenial(ctx, deniedKind(q.Service), q, again)
 	return again, nil

@@ -111,7 +111,7 @@ func (t *Table) judge(host string, q question, p Person) decision {
 	})
 	switch {
 	case len(useful) == 0:
-		return d.deny(host, q.Service, t.lacks(p, d.treatment, open))
+		return t.deny(d, host, q.Service, t.lacks(p, d.treatment, open))
 	case t.MayOpen != nil && !q.running(useful):
 		d.verdict = gatewire.Deny
 		d.why = t.MayOpen.Error()
@@ -169,7 +169,7 @@ func (t *Table) choose(d decision, host string, q question, useful []grant.Live)
 		return d
 	}
 	d.grant = grant.Live{}
-	return d.deny(host, q.Service, "the key that was used is in no live grant")
+	return t.deny(d, host, q.Service, "the key that was used is in no live grant")
 }
 
 // keysIn returns the keys of SSH_AUTH_INFO_0, in canonical form: one line per method that succeeded,
@@ -205,15 +205,26 @@ func (t *Table) lacks(p Person, wanted treatment, open []grant.Live) string {
 }
 
 // deny says who, why, and what to type next.
-func (d decision) deny(host, service, why string) decision {
+func (t *Table) deny(d decision, host, service, why string) decision {
 	d.verdict, d.why = gatewire.Deny, why
 	who := d.person.Login + " has no access to " + host + " now"
 	if d.treatment == elevate {
 		who = d.person.Login + " may not use " + service + " on " + host + " now"
 	}
 	d.text = fmt.Sprintf(`Curfew: %s: %s. Ask for it: curfew request %s --role %s --for 1h `+
-		`--reason "…"`, who, why, host, "ROLE")
+		`--reason "…"`, who, why, host, t.roles())
 	return d
+}
+
+// maxShownRoles keeps a refusal on one line.
+const maxShownRoles = 5
+
+// roles names what can be asked for, as one shows a choice; ROLE when that would be long.
+func (t *Table) roles() string {
+	if len(t.Roles) == 0 || len(t.Roles) > maxShownRoles {
+		return "ROLE"
+	}
+	return strings.Join(t.Roles, "|")
 }
 
 // tryAgain is the answer to whatever is the host's own fault.

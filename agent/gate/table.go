@@ -25,6 +25,8 @@ type Table struct {
 	Live []grant.Live
 	// MayOpen says why nothing new may open at the moment (lease over, clock suspect), or is nil.
 	MayOpen error
+	// Roles are those that can be asked for here, for refusals that say what to type.
+	Roles []string
 
 	// Filled by Publish.
 	byName map[string]Person
