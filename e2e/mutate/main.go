@@ -196,4 +196,13 @@ func (m mutation) try(ctx context.Context) error {
 	return nil
 }
 
-func tail(b []byte) []byte { return b[max(0, len(b)-2000):] }
+// tail shows the lines where tests complained, and the end.
+func tail(b []byte) []byte {
+	var said []byte
+	for line := range bytes.Lines(b) {
+		if bytes.Contains(line, []byte("_test.go:")) && len(said) < 2000 {
+			said = append(said, line...)
+		}
+	}
+	return append(said, b[max(0, len(b)-1000):]...)
+}

@@ -1,4 +1,5 @@
 #define _GNU_SOURCE
+#include "../../pam/src/fdstat.h"
 #include "snapshot.h"
 
 #include <errno.h>
@@ -149,7 +150,7 @@ enum snap_result snap_open(struct snap *s)
 	} while (s->fd < 0 && errno == EINTR);
 	if (s->fd < 0)
 		return errno == ENOENT ? SNAP_MISSING : SNAP_BAD;
-	if (fstat(s->fd, &st) == 0) {
+	if (fd_stat(s->fd, &st) == 0) {
 		if (!S_ISREG(st.st_mode) || st.st_uid != 0 ||
 		    (st.st_mode & (S_IWGRP | S_IWOTH)) != 0 || st.st_size < 0)
 			bad();

@@ -18,6 +18,7 @@
 #include <security/pam_modules.h>
 
 #include "ask.h"
+#include "fdstat.h"
 #include "table.h"
 #include "wire.h"
 
@@ -55,7 +56,7 @@ static void end_session(struct state *st)
 
 	/* A forked child may have closed every descriptor before it calls pam_end; the number can
 	 * by then be somebody else's file. */
-	if (st->fd >= 0 && fstat(st->fd, &now) == 0 && now.st_dev == st->dev &&
+	if (st->fd >= 0 && fd_stat(st->fd, &now) == 0 && now.st_dev == st->dev &&
 	    now.st_ino == st->ino)
 		close(st->fd);
 	st->fd = -1;
@@ -116,7 +117,7 @@ static enum table_state read_table(const char *path, struct gate_table *t)
 	} while (fd < 0 && errno == EINTR);
 	if (fd < 0)
 		return errno == ENOENT ? TABLE_ABSENT : TABLE_UNREADABLE;
-	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_uid != 0 ||
+	if (fd_stat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_uid != 0 ||
 	    (st.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
 		close(fd);
 		return TABLE_UNREADABLE;
@@ -151,7 +152,7 @@ static bool keep(struct state *st, int fd, bool session)
 		close(fd);
 		return true;
 	}
-	if (fstat(fd, &now) != 0) {
+	if (fd_stat(fd, &now) != 0) {
 		close(fd);
 		return false;
 	}
