@@ -2,6 +2,7 @@ package pam_test
 
 import (
 	"debug/elf"
+	"fmt"
 	"slices"
 	"testing"
 )
@@ -24,6 +25,16 @@ func TestTheObjectItself(t *testing.T) {
 		t.Errorf("DT_NEEDED is %v, want %v", needed, want)
 	}
 
+	imported, err := f.ImportedSymbols()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range imported {
+		var minor int
+		if n, _ := fmt.Sscanf(s.Version, "GLIBC_2.%d", &minor); n == 1 && minor > 31 {
+			t.Errorf("%s needs %s; Debian 11 has 2.31, and PAM would skip the module", s.Name, s.Version)
+		}
+	}
 	symbols, err := f.DynamicSymbols()
 	if err != nil {
 		t.Fatal(err)
