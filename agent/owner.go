@@ -159,6 +159,7 @@ func (o *owner) deliver(ctx context.Context, m *curfewv1.ControlMessage) (err er
 			o.welcome, o.refused = body.Welcome.GetHostName(), ""
 			o.log.Info("the control plane serves this host", "name", o.welcome)
 			o.publishGate()
+			o.heartbeat() // people look at a host's mode and problems as soon as it is there
 		case *curfewv1.ControlMessage_Trust:
 			o.acceptTrust(body.Trust.GetEnvelope())
 		case *curfewv1.ControlMessage_Grant:
