@@ -83,7 +83,7 @@ func (l *Ledger) checkGrant(
 	if err := l.mayStart(terms, now); err != nil {
 		return err
 	}
-	if err := c.check(terms); err != nil {
+	if err := c.Permits(terms); err != nil {
 		return err
 	}
 	if err := CheckQuorum(l.trust, terms, g.GetTerms(), g.GetApprovals()); err != nil {
@@ -111,7 +111,8 @@ func (l *Ledger) mayStart(terms *curfewv1.Terms, now Clock) error {
 	return nil
 }
 
-func (c Ceiling) check(terms *curfewv1.Terms) error {
+// Permits returns nil, or what of the terms is over the ceiling.
+func (c Ceiling) Permits(terms *curfewv1.Terms) error {
 	if d := Duration(terms); d > c.MaxDuration {
 		return fmt.Errorf("%w: a duration of %s; at most %s", ErrCeiling, d, c.MaxDuration)
 	}

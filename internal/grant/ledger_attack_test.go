@@ -359,3 +359,40 @@ func TestA5StolenIssuerKey(t *testing.T) {
 		}
 	}
 }
+
+// Attack A3: a restored image starts from its older ledger. It takes back nothing that the image knew,
+// opens nothing without fresh word, and what it shows at Hello is older than what was acknowledged.
+func TestA3RestoredImage(t *testing.T) {
+	h := newHost(t)
+	id := h.granted()
+	before := h.State(h.clock.Wall, nil, id)
+	h.state(h.State(h.clock.Wall, h.nonce()))
+	image, err := h.ledger.MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	nonce := h.nonce()
+	revive := h.State(h.clock.Wall, nonce, id)
+	h.state(h.State(h.clock.Wall, nonce))
+	newest := h.ledger.Sequence()
+	h.pass(2 * time.Hour)
+	restored := new(grant.Ledger)
+	if err := restored.UnmarshalJSON(image); err != nil {
+		t.Fatal(err)
+	}
+	h.ledger, h.clock.BootID, h.clock.Boot = restored, "boot-2", 30*time.Second
+	if err := h.ledger.MayOpen(h.clock); !errors.Is(err, grant.ErrLease) {
+		t.Errorf("may open: %v", err)
+	}
+	h.refused("a state of before the image", before, grant.ErrOld)
+	if change := h.state(revive); len(change.Started) != 0 || change.LeaseRenewed {
+		t.Errorf("a recorded state revives: %+v", change)
+	}
+	h.live("in the restored image")
+	if h.ledger.Sequence() >= newest {
+		t.Error("the control plane cannot tell that the host is restored")
+	}
+	if err := h.ledger.MayOpen(h.clock); !errors.Is(err, grant.ErrLease) {
+		t.Errorf("after a recorded state: may open: %v", err)
+	}
+}
