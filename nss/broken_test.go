@@ -241,8 +241,55 @@ func TestEveryBitFlip(t *testing.T) {
 	}
 }
 
-// TestTruncatedWhileReading: a full disk or a careless hand cuts the file under the reader. A
-// mapping would be SIGBUS here (sssd#5369).
+// fault makes the driver's reads fail; see driver.c.
+func (d *driver) fault(t *testing.T, cutAt, cutTo uint32, most int32) {
+	t.Helper()
+	d.question(t, question{what: 'F', id: cutAt, size: cutTo, limit: most})
+}
+
+// TestCutBetweenTwoReads cuts the file before each single read of a look-up. A mapping would be
+// SIGBUS here (sssd#5369).
+func TestCutBetweenTwoReads(t *testing.T) {
+	d := sanitized(t)
+	good := renderPeople(t)
+	for _, q := range []question{
+		{what: 'N', size: 1024, name: "alice"},
+		{what: 'U', size: 1024, id: 1900000002},
+		{what: 'G', size: 1024, name: "aaa-team"},
+		{what: 'I', size: 1, limit: -1, name: "alice"},
+	} {
+		for at := uint32(1); ; at++ {
+			d.put(t, good)
+			d.fault(t, at, 0, 0)
+			got := d.question(t, q)
+			if strings.HasSuffix(got, found) {
+				if at == 1 {
+					t.Errorf("%+v reads nothing", q)
+				}
+				break // more reads than it makes
+			}
+			if !strings.HasSuffix(got, unavailable) {
+				t.Errorf("%+v, cut before read %d: %q", q, at, got)
+			}
+		}
+	}
+}
+
+// TestShortReadsAndSignals: one byte at a time, every other read interrupted, the same answers.
+func TestShortReadsAndSignals(t *testing.T) {
+	d := sanitized(t)
+	good := renderPeople(t)
+	d.put(t, good)
+	for _, most := range []int32{1, 3, 64} {
+		d.fault(t, 0, 0, most)
+		agree(t, d, good)
+		if got := d.ask(t, 'N', 0, "alice"); got != aliceLine+found {
+			t.Errorf("%d bytes a read: %q", most, got)
+		}
+	}
+}
+
+// TestTruncatedWhileReading: a full disk or a careless hand cuts the file under the reader.
 func TestTruncatedWhileReading(t *testing.T) {
 	both(t, func(t *testing.T, d *driver) {
 		good := render(t, many(200), nil)

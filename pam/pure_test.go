@@ -199,6 +199,8 @@ func FuzzGateTable(f *testing.F) {
 		strings.Replace(enforce, "1001", "0", 1), strings.Replace(enforce, "1001", "", 1),
 		strings.Replace(enforce, "bob", strings.Repeat("b", 64), 1),
 		strings.Replace(enforce, "bob", strings.Repeat("b", 65), 1),
+		strings.Replace(enforce, "bob", strings.Repeat("b", 116), 1), // a line at its cap
+		strings.Replace(enforce, "bob", strings.Repeat("b", 117), 1),
 		strings.Replace(enforce, "bob", strings.Repeat("b", 200), 1),
 		strings.Replace(enforce, "bob", "b\x00b", 1), strings.Replace(enforce, "bob", "b\x7fb", 1),
 		strings.Replace(enforce, "bob", "", 1), strings.Replace(enforce, "bob", "b b", 1),

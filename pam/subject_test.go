@@ -289,6 +289,11 @@ func TestTableAtItsCap(t *testing.T) {
 	if n := a.asks(); n != 1 {
 		t.Errorf("asked %d times", n)
 	}
+	other := w.start("sshd", "mallory")
+	other.expect("nobody's business", other.AcctMgmt, ignored)
+	if n := a.asks(); n != 0 {
+		t.Errorf("a table at its cap is taken for an unreadable one")
+	}
 }
 
 // TestTableReplacedUnderLogins: a rename swaps whole tables, so nobody meets half of one.

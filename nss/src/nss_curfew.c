@@ -304,8 +304,6 @@ static bool add(struct gid_list *l, gid_t gid)
 		long more = l->size > 0 ? l->size * 2 : 16;
 		gid_t *grown;
 
-		if (l->limit > 0 && more > l->limit)
-			more = l->limit;
 		grown = realloc(l->gids, (size_t)more * sizeof(gid_t));
 		if (!grown)
 			return false;

@@ -56,7 +56,7 @@ static enum snap_result read_at(const struct snap *s, uint32_t offset, uint32_t 
 
 static bool within(const struct snap *s, uint32_t offset, uint64_t len)
 {
-	return offset <= s->size && len <= s->size - offset;
+	return offset + len <= s->size;
 }
 
 /* A view of len bytes at offset, at most a window's worth, good until the next call; or NULL. */

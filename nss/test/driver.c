@@ -6,7 +6,9 @@
  *
  * Every result is checked here: each pointer lies inside the caller's buffer and is aligned, errno
  * is what glibc relies on, no descriptor is left open. */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -38,6 +40,24 @@
 
 #ifdef LINKED
 const char *driver_db;
+#undef pread
+
+/* Faults: the file is cut to cut_to before read number cut_at; a read returns at most `most` bytes,
+ * and every other one is interrupted by a signal. 0 is none. */
+static uint32_t reads, cut_at, cut_to, most;
+
+ssize_t driver_pread(int fd, void *to, size_t len, off_t offset)
+{
+	reads++;
+	if (cut_at && reads == cut_at && truncate(driver_db, cut_to) != 0)
+		abort();
+	if (most && reads % 2) {
+		errno = EINTR;
+		return -1;
+	}
+	return pread(fd, to, most && len > most ? most : len, offset);
+}
+
 #define X(name, args) enum nss_status _nss_curfew_##name args;
 FUNCTIONS(X)
 #undef X
@@ -356,6 +376,14 @@ static void serve(const unsigned char *in, size_t len)
 		battery();
 		fast = 0;
 		break;
+#ifdef LINKED
+	case 'F':
+		cut_at = q.id;
+		cut_to = size;
+		most = (uint32_t)limit;
+		reads = 0;
+		break;
+#endif
 	case 'B':
 		q.what = (char)limit;
 		bench(&q, size);
