@@ -16,8 +16,8 @@ import (
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
-// Attacks A5 and A11: whoever holds the issuer's key can put any approvals into a grant. Each row is
-// one attempt on a role that needs two.
+// Attacks A5 and A11: whoever holds the issuer's key can put any approvals into a grant. Each row
+// is one attempt on a role that needs two.
 func TestQuorumCountsPeople(t *testing.T) {
 	w := granttest.NewWorld()
 	erin := granttest.NewPerson("erin", 1900000009)
@@ -164,16 +164,21 @@ func TestSSHKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, good := range []string{ed, ed + " alice@laptop", "  " + ed + "\n", line(&ec.PublicKey), rsaKey(2048)} {
+	for _, good := range []string{
+		ed, ed + " alice@laptop", "  " + ed + "\n", line(&ec.PublicKey), rsaKey(2048),
+	} {
 		got, err := grant.CanonicalSSHKey(good)
 		if err != nil {
 			t.Errorf("%.40s: %v", good, err)
 		}
-		if again, err := grant.CanonicalSSHKey(got); err != nil || again != got || strings.Count(got, " ") != 1 {
+		again, err := grant.CanonicalSSHKey(got)
+		if err != nil || again != got || strings.Count(got, " ") != 1 {
 			t.Errorf("%q is not canonical", got)
 		}
 	}
-	cert := &ssh.Certificate{Key: w.Alice.Signer.PublicKey(), CertType: ssh.UserCert, ValidBefore: ssh.CertTimeInfinity}
+	cert := &ssh.Certificate{
+		Key: w.Alice.Signer.PublicKey(), CertType: ssh.UserCert, ValidBefore: ssh.CertTimeInfinity,
+	}
 	if err := cert.SignCert(rand.Reader, w.Bob.Signer); err != nil {
 		t.Fatal(err)
 	}

@@ -73,7 +73,8 @@ func TestOpenReturnsWhatWasSealed(t *testing.T) {
 	if _, err := grant.Open(env, testType, len(env), 1, publics(a)); err != nil {
 		t.Error(err)
 	}
-	if _, err := grant.Open(env, testType, len(env)-1, 1, publics(a)); !errors.Is(err, grant.ErrMalformed) {
+	_, err := grant.Open(env, testType, len(env)-1, 1, publics(a))
+	if !errors.Is(err, grant.ErrMalformed) {
 		t.Errorf("one byte over the limit: %v", err)
 	}
 }
@@ -126,11 +127,13 @@ func TestOpenCountsOnlyDistinctTrustedKeys(t *testing.T) {
 func TestOpenTakesTypeAndAlgorithmFromTheCaller(t *testing.T) {
 	a := granttest.Key("a")
 	env := seal(t, "x", a)
-	if _, err := grant.Open(env, grant.TypeGrant, 4096, 1, publics(a)); !errors.Is(err, grant.ErrMalformed) {
+	_, err := grant.Open(env, grant.TypeGrant, 4096, 1, publics(a))
+	if !errors.Is(err, grant.ErrMalformed) {
 		t.Errorf("another type: %v", err)
 	}
 	renamed := edit(t, env, func(e *envelope) { e.PayloadType = grant.TypeGrant })
-	if _, err := grant.Open(renamed, grant.TypeGrant, 4096, 1, publics(a)); !errors.Is(err, grant.ErrSignature) {
+	_, err = grant.Open(renamed, grant.TypeGrant, 4096, 1, publics(a))
+	if !errors.Is(err, grant.ErrSignature) {
 		t.Errorf("a type changed after sealing: %v", err)
 	}
 	for name, keys := range map[string][]ed25519.PublicKey{

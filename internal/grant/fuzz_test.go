@@ -27,7 +27,9 @@ func FuzzOpen(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for _, s := range [][]byte{one, two, []byte("{}"), []byte(`{"payloadType":"","payload":"","signatures":[]}`)} {
+	for _, s := range [][]byte{
+		one, two, []byte("{}"), []byte(`{"payloadType":"","payload":"","signatures":[]}`),
+	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

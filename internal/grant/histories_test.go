@@ -163,7 +163,7 @@ func (w *watch) inTime(h *history, l grant.Live) error {
 }
 
 // life runs one history of 8 to 25 steps.
-func life(seed uint64, say func(string, ...any)) (steps int, causes map[curfewv1.EndCause]bool, err error) {
+func life(seed uint64, say func(string, ...any)) (int, map[curfewv1.EndCause]bool, error) {
 	h := newHistory(seed, say)
 	n := 8 + h.rng.IntN(18)
 	for i := range n {
@@ -187,9 +187,10 @@ func envUint(t *testing.T, name string, otherwise uint64) uint64 {
 	return n
 }
 
-// TestHistories holds the ledger against the model over random histories of lost, doubled, reordered,
-// cut and altered messages, two control planes, crashes, reboots and forged clocks (attack A3, faults
-// F2, F4, F5 and F7). CURFEW_HISTORIES says how many; CURFEW_SEED replays one, step by step.
+// TestHistories holds the ledger against the model over random histories of lost, doubled,
+// reordered, cut and altered messages, two control planes, crashes, reboots and forged clocks
+// (attack A3, faults F2, F4, F5 and F7). CURFEW_HISTORIES says how many; CURFEW_SEED replays one,
+// step by step.
 func TestHistories(t *testing.T) {
 	if seed := envUint(t, "CURFEW_SEED", 0); seed != 0 {
 		t.Run("replay", func(t *testing.T) {

@@ -360,8 +360,9 @@ func TestA5StolenIssuerKey(t *testing.T) {
 	}
 }
 
-// Attack A3: a restored image starts from its older ledger. It takes back nothing that the image knew,
-// opens nothing without fresh word, and what it shows at Hello is older than what was acknowledged.
+// Attack A3: a restored image starts from its older ledger. It takes back nothing that the image
+// knew, opens nothing without fresh word, and what it shows at Hello is older than what was
+// acknowledged.
 func TestA3RestoredImage(t *testing.T) {
 	h := newHost(t)
 	id := h.granted()

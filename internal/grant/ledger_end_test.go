@@ -172,8 +172,8 @@ func TestAnExtensionTakesItsPlace(t *testing.T) {
 	h.live("at the end of the third")
 }
 
-// Attacks on extensions: of what is over, of another person's, of an older revision, of nothing, and
-// two that follow the same.
+// Attacks on extensions: of what is over, of another person's, of an older revision, of nothing,
+// and two that follow the same.
 func TestExtensionAttacks(t *testing.T) {
 	minute := time.Minute
 	for _, c := range []struct {

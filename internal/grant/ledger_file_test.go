@@ -56,7 +56,9 @@ func TestLedgerFileKeepsEverything(t *testing.T) {
 	if err != nil || !bytes.Equal(data, again) {
 		t.Errorf("read and written again it differs: %v", err)
 	}
-	clock := grant.Clock{Wall: granttest.Noon().Add(time.Minute), Boot: time.Hour + time.Minute, BootID: "boot-1"}
+	clock := grant.Clock{
+		Wall: granttest.Noon().Add(time.Minute), Boot: time.Hour + time.Minute, BootID: "boot-1",
+	}
 	live := l.Live(clock)
 	if len(live) != 1 || len(l.HeldIDs()) != 1 || l.Sequence() != 2 || l.TrustVersion() != 1 {
 		t.Errorf("%d live, %d held, sequence %d", len(live), len(l.HeldIDs()), l.Sequence())

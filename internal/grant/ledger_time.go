@@ -67,9 +67,9 @@ func (l *Ledger) effective(now Clock) int64 {
 	return max(now.Wall.UnixMilli(), l.data.Time.HighMS)
 }
 
-// confirm takes a freshly signed time in: one that answers a nonce of ours, which was sent ageMS ago.
-// It was signed after that and before now, so now is between it and it plus the age; an answer that
-// was long on its way, through a suspend say, does not make an honest clock wrong.
+// confirm takes a freshly signed time in: one that answers a nonce of ours, which was sent ageMS
+// ago. It was signed after that and before now, so now is between it and it plus the age; an answer
+// that was long on its way, through a suspend say, does not make an honest clock wrong.
 func (l *Ledger) confirm(issuedMS, ageMS int64, now Clock) {
 	t := &l.data.Time
 	skew := MaxClockSkew.Milliseconds()
@@ -85,9 +85,9 @@ func (l *Ledger) confirm(issuedMS, ageMS int64, now Clock) {
 }
 
 // rebaseDeadlines gives every open window a deadline on the clock of a new boot: what it had left
-// when that of the last boot was read for the last time, by that clock or by the highest time beyond
-// doubt. The new clock began after that, so this is the latest that the deadline can be, however
-// late in the boot this runs. tightenDeadlines corrects it.
+// when that of the last boot was read for the last time, by that clock or by the highest time
+// beyond doubt. The new clock began after that, so this is the latest that the deadline can be,
+// however late in the boot this runs. tightenDeadlines corrects it.
 func (l *Ledger) rebaseDeadlines(bootID string) {
 	t := l.data.Time
 	for id, h := range l.held {

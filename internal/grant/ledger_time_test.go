@@ -270,7 +270,8 @@ func TestLateAnswersDoNotShortenTheLease(t *testing.T) {
 func TestStatesFromTheFuture(t *testing.T) {
 	h := newHost(t)
 	h.state(h.State(h.clock.Wall.Add(5*time.Minute), h.nonce()))
-	h.refused("5 min and 1 ms ahead", h.State(h.clock.Wall.Add(5*time.Minute+time.Millisecond), h.nonce()), nil)
+	ahead := h.clock.Wall.Add(5*time.Minute + time.Millisecond)
+	h.refused("5 min and 1 ms ahead", h.State(ahead, h.nonce()), nil)
 	h.refused("ten years ahead", h.State(h.clock.Wall.Add(years), h.nonce()), nil)
 	h.refused("as far ahead again", h.State(h.clock.Wall.Add(10*time.Minute), h.nonce()), nil)
 	if err := h.ledger.MayOpen(h.clock); err != nil {

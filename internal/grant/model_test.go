@@ -64,7 +64,6 @@ type paper struct {
 	group                            string
 	authorizedApprover               string // an approver whose key the terms log in with
 	name                             string
-	base                             *paper
 }
 
 // list is a sealed host state, as the model sees it.

@@ -25,8 +25,8 @@ var checks = map[string]struct {
 	"request": {grant.CheckRequestID, []string{"0123456789ab", "k3v9x2m7q4ab"}, 12},
 }
 
-// Attacks A6, A7 and A13: characters of sudoers, paths, shells and terminals; letters that look like
-// others, fold to others or cannot be seen.
+// Attacks A6, A7 and A13: characters of sudoers, paths, shells and terminals; letters that look
+// like others, fold to others or cannot be seen.
 func TestNamesRefuseEverythingThatCouldBecomeSyntax(t *testing.T) {
 	bad := []string{
 		"", "\n", ",", ":", "=", "!", "#", "%", "\\", "@", "@include", "ALL", " ", "\t", "\r", "\x00",

@@ -83,8 +83,9 @@ func Seal(payloadType string, payload []byte, keys ...ed25519.PrivateKey) ([]byt
 	return json.Marshal(env)
 }
 
-// Open returns the payload of an envelope of at most limit bytes that carries valid signatures of at
-// least threshold distinct keys. Nothing of the payload is parsed; parse exactly what Open returns.
+// Open returns the payload of an envelope of at most limit bytes that carries valid signatures of
+// at least threshold distinct keys. Nothing of the payload is parsed; parse exactly what Open
+// returns.
 func Open(
 	data []byte, payloadType string, limit, threshold int, keys []ed25519.PublicKey,
 ) ([]byte, error) {

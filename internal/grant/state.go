@@ -35,8 +35,8 @@ func SealState(s *curfewv1.HostState, key ed25519.PrivateKey) ([]byte, error) {
 	return env, err
 }
 
-// OpenState verifies a sealed host state under one of the issuers' keys and parses it. Whether it is
-// for this host and newer than the last is the Ledger's to check.
+// OpenState verifies a sealed host state under one of the issuers' keys and parses it. Whether it
+// is for this host and newer than the last is the Ledger's to check.
 func OpenState(env []byte, issuers []ed25519.PublicKey) (*curfewv1.HostState, error) {
 	payload, err := Open(env, TypeHostState, MaxHostState, 1, issuers)
 	if err != nil {

@@ -18,8 +18,8 @@ const (
 )
 
 // CheckSudoRule accepts a rule that means exactly one thing to sudo: everything; or one absolute
-// path with exact arguments, no arguments, or any arguments. Arguments with white space are refused,
-// because sudo joins arguments with spaces before it compares; so are wildcards, regular
+// path with exact arguments, no arguments, or any arguments. Arguments with white space are
+// refused, because sudo joins arguments with spaces before it compares; so are wildcards, regular
 // expressions and everything that sudoers could read as syntax.
 func CheckSudoRule(r *curfewv1.SudoRule) error {
 	if r == nil {

@@ -116,8 +116,8 @@ func SealTrust(t *Trust, roots ...ed25519.PrivateKey) ([]byte, error) {
 	return Seal(TypeTrust, payload, roots...)
 }
 
-// OpenTrust verifies a trust file. With a current one, the new one must be of a greater version, of the
-// same organisation, of no lower epoch, and signed by the root thresholds of both. Without (at
+// OpenTrust verifies a trust file. With a current one, the new one must be of a greater version, of
+// the same organisation, of no lower epoch, and signed by the root thresholds of both. Without (at
 // enrolment, where the join token's pin vouches for the connection) it must be signed by its own.
 func OpenTrust(env []byte, current *Trust) (*Trust, error) {
 	if current != nil { // before anything of the new one is parsed

@@ -97,7 +97,8 @@ func TestInteropWithSSHKeygen(t *testing.T) {
 func TestSSHKeygensOtherForms(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"ca", "key"} {
-		if out, err := keygen(t, nil, "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, name)); err != nil {
+		out, err := keygen(t, nil, "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, name))
+		if err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
@@ -111,7 +112,8 @@ func TestSSHKeygensOtherForms(t *testing.T) {
 		{"-f", keyFile + "-cert.pub"},
 	} {
 		text := write(t, dir, fmt.Sprint("terms", i), message)
-		if out, err := keygen(t, nil, append(append([]string{"-Y", "sign", "-q", "-n", ns}, args...), text)...); err != nil {
+		args = append([]string{"-Y", "sign", "-q", "-n", ns}, args...)
+		if out, err := keygen(t, nil, append(args, text)...); err != nil {
 			t.Fatalf("%v: %v: %s", args, err, out)
 		}
 		armored, err := os.ReadFile(text + ".sig")

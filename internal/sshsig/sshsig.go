@@ -1,9 +1,9 @@
 // Package sshsig makes and checks OpenSSH signatures over arbitrary bytes, in the form that
 // `ssh-keygen -Y sign` makes and `ssh-keygen -Y verify` accepts.
 //
-// Approvers sign the terms of a grant with it and people sign in with it. It decides nothing: Verify
-// returns the key that signed, and the caller decides whether that key may. It follows OpenSSH's
-// PROTOCOL.sshsig, binary form, message hash sha512 only.
+// Approvers sign the terms of a grant with it and people sign in with it. It decides nothing:
+// Verify returns the key that signed, and the caller decides whether that key may. It follows
+// OpenSSH's PROTOCOL.sshsig, binary form, message hash sha512 only.
 package sshsig
 
 import (

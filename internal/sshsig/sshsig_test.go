@@ -196,12 +196,15 @@ func TestVerifyRefusesOtherForms(t *testing.T) {
 	}
 }
 
+// dsa is the name of keys that nobody should use any more.
+const dsa = "ssh-dss"
+
 // dsaSignature has the right form and a key that nobody should use.
 func dsaSignature(t *testing.T) []byte {
 	t.Helper()
 	number := string(big.NewInt(1 << 30).Bytes())
-	public := ssh.Marshal(struct{ Name, P, Q, G, Y string }{ssh.InsecureKeyAlgoDSA, number, number, number, number})
-	sig := ssh.Marshal(ssh.Signature{Format: ssh.InsecureKeyAlgoDSA, Blob: make([]byte, 40)})
+	public := ssh.Marshal(struct{ Name, P, Q, G, Y string }{dsa, number, number, number, number})
+	sig := ssh.Marshal(ssh.Signature{Format: dsa, Blob: make([]byte, 40)})
 	return append([]byte("SSHSIG"), ssh.Marshal(blob{1, string(public), ns, "", "sha512", string(sig)})...)
 }
 

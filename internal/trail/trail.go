@@ -2,8 +2,8 @@
 //
 // A host chains its events by hash and numbers them, so that a clone or a restored disk shows as a
 // fork. The control plane keeps every record as a leaf of an RFC 6962 tree (golang.org/x/mod's
-// tlog), whose head stands in every host state, so that each host demands that the next head extends
-// the last. The package computes and checks; it stores nothing and knows no clock.
+// tlog), whose head stands in every host state, so that each host demands that the next head
+// extends the last. The package computes and checks; it stores nothing and knows no clock.
 package trail
 
 import (

@@ -22,7 +22,8 @@ import (
 // Organisation of every fixture.
 const Organisation = "example.org"
 
-// Roles that the fixture's trust file knows: RoleOps needs one approval of GroupLeads, RoleRoot two.
+// Roles that the fixture's trust file knows: RoleOps needs one approval of GroupLeads, RoleRoot
+// two.
 const (
 	RoleOps    = "ops"
 	RoleRoot   = "root"
