@@ -294,26 +294,40 @@ func (h *history) alter(m message) message {
 	return m
 }
 
-// heartbeat sends a nonce up and, unless it is lost, an answer down.
+// heartbeat sends a nonce up and, unless it is lost, an answer down. Sometimes a row of them is lost.
 func (h *history) heartbeat() error {
+	if h.pick(12) {
+		for range modelNonces - 1 + h.rng.IntN(3) {
+			if _, err := h.beat(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	nonce, err := h.beat()
+	if err != nil || h.pick(10) {
+		return err
+	}
+	c := h.plane()
+	c.nonce = nonce
+	h.state(c)
+	return nil
+}
+
+// beat draws the nonce of one heartbeat.
+func (h *history) beat() (string, error) {
 	clock, at := h.read()
 	h.nonceSeed++
 	var seed [32]byte
 	seed[0], seed[1] = byte(h.nonceSeed), byte(h.nonceSeed>>8)
 	nonce, err := h.ledger.NewNonce(clock, rand.NewChaCha8(seed))
 	if err != nil {
-		return err
+		return "", err
 	}
 	h.facts = append(h.facts, fact{kind: factNonce, at: at, nonce: string(nonce)})
 	h.watch.sent[string(nonce)] = h.now
 	h.say("heartbeat %x", nonce)
-	if h.pick(10) {
-		return nil
-	}
-	c := h.plane()
-	c.nonce = string(nonce)
-	h.state(c)
-	return nil
+	return string(nonce), nil
 }
 
 // trust sends one of the trust files; the planes follow when it is a genuine one.

@@ -118,6 +118,9 @@ func (h *history) reboot() error {
 	h.bootAt = h.now
 	h.boots++
 	h.now += h.rng.Int64N(20_000)
+	if h.pick(4) {
+		h.now += h.rng.Int64N(3_600_000) // the agent comes up late
+	}
 	h.say("a reboot, %d ms off", off)
 	return h.restart()
 }
