@@ -2,7 +2,6 @@ package account
 
 import (
 	"bytes"
-	"errors"
 	"os"
 	"strings"
 	"sync"
@@ -84,27 +83,40 @@ func TestMakeHomeUnderSwaps(t *testing.T) {
 	}
 }
 
-// TestMakeHomeUnderASwappedHome puts a link to somebody's folder where the home is to be.
+// TestMakeHomeUnderASwappedHome puts links to somebody's folder where the home and the temporary
+// folder are to be, between any two of MakeHome's system calls.
 func TestMakeHomeUnderASwappedHome(t *testing.T) {
-	root, aside := rootFolder(t), rootFolder(t)
-	if err := errors.Join(os.Mkdir(aside+"/victim", 0o755), os.Mkdir(aside+"/b", 0o755),
-		os.Symlink(aside+"/victim", root+"/alice"), os.Symlink(aside+"/victim", aside+"/a")); err != nil {
+	root, aside, skel := rootFolder(t), rootFolder(t), rootFolder(t)
+	victim := aside + "/victim"
+	if err := os.Mkdir(victim, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	before := list(t, aside+"/victim")
+	write(t, skel+"/.profile", "x", 0o644)
+	before := list(t, victim)
+
 	stop := make(chan struct{})
 	var swappers sync.WaitGroup
-	// The link at the home's place, the temporary folder's and somewhere else change places.
-	exchange(t, root+"/alice", aside+"/b", stop, &swappers)
-	exchange(t, root+"/.curfew-new-alice", aside+"/a", stop, &swappers)
-	skel := rootFolder(t)
-	write(t, skel+"/.profile", "x", 0o644)
-	for end := time.Now().Add(time.Second); time.Now().Before(end); {
-		_ = MakeHome(root, "alice", testUID, testGID, skel)
-		if diff := cmp.Diff(before, list(t, aside+"/victim")); diff != "" {
+	exchange(t, root+"/.curfew-new-alice", aside+"/link", stop, &swappers)
+	made := 0
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+		for _, path := range []string{root + "/alice", root + "/.curfew-new-alice", aside + "/link"} {
+			if err := os.RemoveAll(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Symlink(victim, aside+"/link"); err != nil {
+			t.Fatal(err)
+		}
+		if MakeHome(root, "alice", testUID, testGID, skel) == nil {
+			made++
+		}
+		if diff := cmp.Diff(before, list(t, victim)); diff != "" {
 			t.Fatalf("the link was followed:\n%s", diff)
 		}
 	}
 	close(stop)
 	swappers.Wait()
+	if made == 0 {
+		t.Error("not one home was made: the test tried nothing")
+	}
 }
