@@ -1,7 +1,7 @@
 package account
 
 import (
-	"bytes"
+	"fmt"
 	"os"
 	"strings"
 	"sync"
@@ -12,61 +12,97 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// exchange swaps two paths for each other as fast as it can until stop is closed.
-func exchange(t *testing.T, a, b string, stop <-chan struct{}, done *sync.WaitGroup) {
+// exchange swaps pairs of paths for each other as fast as it can until stop is closed.
+func exchange(t *testing.T, stop <-chan struct{}, done *sync.WaitGroup, pairs ...[2]string) {
 	done.Add(1)
 	go func() {
 		defer done.Done()
 		for {
+			for _, p := range pairs {
+				err := unix.Renameat2(unix.AT_FDCWD, p[0], unix.AT_FDCWD, p[1], unix.RENAME_EXCHANGE)
+				if err != nil && err != unix.ENOENT {
+					t.Errorf("swapping: %v", err)
+					return
+				}
+			}
 			select {
 			case <-stop:
 				return
 			default:
 			}
-			err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
-			if err != nil && err != unix.ENOENT {
-				t.Errorf("swapping: %v", err)
-				return
-			}
 		}
 	}()
 }
 
-// TestMakeHomeUnderSwaps changes files of the skel for links to a secret, for a FIFO, and its
-// folder for a link to another, all while homes are made from it.
+// inMemory is a rootFolder where syncing costs nothing, so that more homes meet more swaps.
+func inMemory(t *testing.T) string {
+	t.Helper()
+	rootFolder(t)
+	dir, err := os.MkdirTemp("/dev/shm", "curfew-home-")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// TestMakeHomeUnderSwaps changes files of the skel for links to a secret and for FIFOs, and its
+// folders for links to another, all while homes are made from it.
 func TestMakeHomeUnderSwaps(t *testing.T) {
-	root, skel, aside := rootFolder(t), rootFolder(t), rootFolder(t)
-	write(t, aside+"/secret", "root's secret", 0o600)
-	for _, err := range []error{
-		os.Mkdir(skel+"/dir", 0o755),
-		os.Mkdir(aside+"/other", 0o755),
-		os.Symlink(aside+"/other", aside+"/dir-link"),
-		os.Symlink(aside+"/secret", aside+"/link"),
-		unix.Mkfifo(aside+"/fifo", 0o644),
-	} {
-		if err != nil {
-			t.Fatal(err)
+	root, skel := inMemory(t), inMemory(t)
+	aside := skel + ".aside" // renames need one file system
+	if err := os.Mkdir(aside, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(aside) })
+	const secret = "root's secret"
+	write(t, aside+"/secret", secret, 0o600)
+	if err := os.Mkdir(aside+"/other", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, aside+"/other/taken", secret, 0o600)
+	var pairs [][2]string
+	for i := range 20 {
+		n := fmt.Sprint("/", i)
+		for _, err := range []error{
+			os.Symlink(aside+"/secret", aside+n+"link"),
+			unix.Mkfifo(aside+n+"fifo", 0o644),
+			os.Symlink(aside+"/other", aside+n+"dir"),
+			os.Mkdir(skel+n+"dir", 0o755),
+		} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(t, skel+n+"link", "fine", 0o644)
+		write(t, skel+n+"fifo", "fine", 0o644)
+		write(t, skel+n+"dir/inner", "fine", 0o644)
+		for _, kind := range []string{"link", "fifo", "dir"} {
+			pairs = append(pairs, [2]string{skel + n + kind, aside + n + kind})
 		}
 	}
-	write(t, aside+"/other/taken", "root's secret", 0o600)
-	write(t, skel+"/dir/inner", "fine", 0o644)
-	write(t, skel+"/a", "fine", 0o644)
-	write(t, skel+"/b", "fine", 0o644)
 
+	empty := list(t, root)
 	stop := make(chan struct{})
 	var swappers sync.WaitGroup
-	exchange(t, skel+"/a", aside+"/link", stop, &swappers)
-	exchange(t, skel+"/b", aside+"/fifo", stop, &swappers)
-	exchange(t, skel+"/dir", aside+"/dir-link", stop, &swappers)
-	made := 0
-	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+	exchange(t, stop, &swappers, pairs...)
+	made, failed := 0, 0
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+		if made >= 50 && failed >= 50 {
+			break
+		}
 		err := MakeHome(root, "alice", testUID, testGID, skel)
 		if err == nil {
 			made++
+		} else {
+			failed++
 		}
-		if got := list(t, root); strings.Contains(got, `"root's secret"`) {
+		if got := list(t, root); strings.Contains(got, secret+`"`) {
 			t.Fatalf("a link was followed:\n%s", got)
-		} else if err != nil && got != list(t, rootFolder(t)) {
+		} else if err != nil && got != empty {
 			t.Fatalf("after %v something is left:\n%s", err, got)
 		}
 		if err := os.RemoveAll(root + "/alice"); err != nil {
@@ -75,10 +111,10 @@ func TestMakeHomeUnderSwaps(t *testing.T) {
 	}
 	close(stop)
 	swappers.Wait()
-	if made == 0 {
-		t.Error("not one home was made: the test tried nothing")
+	if made == 0 || failed == 0 {
+		t.Errorf("%d homes made, %d failed: the test tried nothing", made, failed)
 	}
-	if got := list(t, aside+"/secret"); !bytes.HasPrefix([]byte(got), []byte("100600 0:0")) {
+	if got := list(t, aside+"/secret"); !strings.HasPrefix(got, "100600 0:0") {
 		t.Errorf("the secret changed hands: %s", got)
 	}
 }
@@ -86,7 +122,12 @@ func TestMakeHomeUnderSwaps(t *testing.T) {
 // TestMakeHomeUnderASwappedHome puts links to somebody's folder where the home and the temporary
 // folder are to be, between any two of MakeHome's system calls.
 func TestMakeHomeUnderASwappedHome(t *testing.T) {
-	root, aside, skel := rootFolder(t), rootFolder(t), rootFolder(t)
+	root, skel := inMemory(t), inMemory(t)
+	aside := root + ".aside" // renames need one file system
+	if err := os.Mkdir(aside, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(aside) })
 	victim := aside + "/victim"
 	if err := os.Mkdir(victim, 0o755); err != nil {
 		t.Fatal(err)
@@ -96,7 +137,7 @@ func TestMakeHomeUnderASwappedHome(t *testing.T) {
 
 	stop := make(chan struct{})
 	var swappers sync.WaitGroup
-	exchange(t, root+"/.curfew-new-alice", aside+"/link", stop, &swappers)
+	exchange(t, stop, &swappers, [2]string{root + "/.curfew-new-alice", aside + "/link"})
 	made := 0
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
 		for _, path := range []string{root + "/alice", root + "/.curfew-new-alice", aside + "/link"} {
