@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 	}
 	// Reading the sources here tells the test cache what the result depends on.
 	sources, _ := filepath.Glob("*/*.[ch]")
-	for _, name := range append(sources, "Makefile") {
+	for _, name := range append(sources, "Makefile", "../pam/src/fdstat.h") {
 		if _, err := os.ReadFile(name); err != nil {
 			fmt.Fprintln(os.Stderr, "nss:", err)
 			os.Exit(1)
