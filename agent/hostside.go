@@ -158,6 +158,7 @@ func (o *owner) reload(ctx context.Context, name string) {
 	o.log.Info("the settings changed", "mode", s.Mode)
 	o.rec.note(trail.KindConfigLoaded, func(e *curfewv1.Event) { e.Details = detail("mode", s.Mode) })
 	o.recon.Retry()
+	o.orphans() // a lowered ceiling ends what is over it
 	o.reconcile(ctx)
 	o.heartbeat()
 }

@@ -19,10 +19,12 @@ import (
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
-// live are the grants that are open now, without those that are condemned.
+// live are the grants that are open now and under the ceiling in force, which may have been lowered
+// since they were accepted, without those that are condemned.
 func (o *owner) live() []grant.Live {
+	ceiling := o.settings.ceiling()
 	return slices.DeleteFunc(o.ledger.Live(o.cfg.Clock()), func(l grant.Live) bool {
-		return o.condemned[l.ID]
+		return o.condemned[l.ID] || ceiling.Permits(l.Terms) != nil
 	})
 }
 

@@ -107,6 +107,17 @@ ceiling:
 	s.ssh(alice, "web1", 255, "true")
 }
 
+// A ceiling that is lowered under a live grant ends what is over it, at once.
+func TestLoweredCeilingEndsWhatIsOverIt(t *testing.T) {
+	s := tell(t, stage.Options{})
+	alice, _, _, tty := s.openRootShell(10 * time.Minute)
+	lower := strings.Replace(stage.DefaultAgent, "equivalent: true", "equivalent: false", 1)
+	s.ok(s.Hosts["web1"].Write("/etc/curfew/agent.yaml", []byte(lower), 0o644))
+	s.gone("web1", "alice", mark, purgeLimit)
+	s.hangsUp(tty)
+	s.ssh(alice, "web1", 255, "true", "Permission denied")
+}
+
 // A broken configuration is refused with line and field, and the old one stays.
 func TestBrokenConfigSaysLineAndField(t *testing.T) {
 	s := tell(t, stage.Options{})
