@@ -24,8 +24,8 @@ deps: ## install what builds and tests need (Debian packages; needs root)
 .PHONY: build
 build: ## the programs and the C modules, into bin/
 	@$(GO_BUILD) -o bin/ ./cmd/...
-	@$(MAKE) --no-print-directory -C pam all
-	@$(MAKE) --no-print-directory -C nss all
+	@$(MAKE) -s --no-print-directory -C pam all
+	@$(MAKE) -s --no-print-directory -C nss all
 
 .PHONY: cli
 cli: ## the CLI for Linux and macOS, amd64 and arm64, static, into dist/
@@ -66,8 +66,8 @@ lint: $(TOOLS) ## formatting, vet, staticcheck, buf lint and breaking, stale gen
 
 .PHONY: test
 test: deps build lint cli ## everything; this is what CI runs
-	@$(MAKE) --no-print-directory -C pam asan
-	@$(MAKE) --no-print-directory -C nss asan
+	@$(MAKE) -s --no-print-directory -C pam asan
+	@$(MAKE) -s --no-print-directory -C nss asan
 	go test -timeout 40m ./...
 
 .PHONY: demo demo-up demo-down
@@ -85,5 +85,5 @@ mutate: deps build ## apply each break of the MUTATIONS.md files and see its tes
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf bin dist
-	@$(MAKE) --no-print-directory -C pam clean
-	@$(MAKE) --no-print-directory -C nss clean
+	@$(MAKE) -s --no-print-directory -C pam clean
+	@$(MAKE) -s --no-print-directory -C nss clean

@@ -70,6 +70,7 @@ type owner struct {
 	saved     time.Time
 	problems  map[string]string // by what they are about
 	welcome   string            // the name the control plane calls this host by
+	introduce bool              // a heartbeat is due with the first state after a welcome
 	refused   string            // why the control plane does not serve this host
 }
 
@@ -159,7 +160,7 @@ func (o *owner) deliver(ctx context.Context, m *curfewv1.ControlMessage) (err er
 			o.welcome, o.refused = body.Welcome.GetHostName(), ""
 			o.log.Info("the control plane serves this host", "name", o.welcome)
 			o.publishGate()
-			o.heartbeat() // people look at a host's mode and problems as soon as it is there
+			o.introduce = true
 		case *curfewv1.ControlMessage_Trust:
 			o.acceptTrust(body.Trust.GetEnvelope())
 		case *curfewv1.ControlMessage_Grant:
@@ -262,6 +263,10 @@ func (o *owner) acceptState(ctx context.Context, msg *curfewv1.State) {
 	}
 	o.ended(ctx, change.Ended)
 	o.reconcile(ctx)
+	if o.introduce { // people look at a host's mode and problems as soon as it is there
+		o.introduce = false
+		o.heartbeat()
+	}
 }
 
 func (o *owner) refuseState(err error) {
