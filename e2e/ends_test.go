@@ -154,3 +154,17 @@ func TestOverlappingRequestsEndAlone(t *testing.T) {
 	s.curfew(alice, 0, []string{"done", second})
 	s.gone("web1", "alice", mark, purgeLimit)
 }
+
+// The oldest and the newest Debian that Curfew supports open and end a root shell alike.
+func TestOtherDebiansEndEverything(t *testing.T) {
+	for _, release := range []string{"bullseye", "trixie"} {
+		t.Run(release, func(t *testing.T) {
+			s := tell(t, stage.Options{Release: release, Name: release})
+			alice, _, id, tty := s.openRootShell(10 * time.Minute)
+			s.curfew(alice, 0, []string{"done", id})
+			s.gone("web1", "alice", mark, purgeLimit)
+			s.hangsUp(tty)
+			s.ssh(alice, "web1", 255, "true", "Permission denied")
+		})
+	}
+}
