@@ -34,7 +34,7 @@ func TestJSONFields(t *testing.T) {
 			"details"},
 		"user": {userView{}, "name, uid, admin, disabled, ssh_keys, groups"},
 		"verify": {verdictView{}, "records, head, host_events, host_events_unchecked, hosts, " +
-			"extends"},
+			"extends, host_events_lost"},
 		"join": {joinView{}, "name, token, expires_at, command"},
 	} {
 		if diff := cmp.Diff("JSON fields: "+c.want+".", jsonHelp(c.view)); diff != "" {

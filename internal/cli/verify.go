@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -37,6 +38,7 @@ type verdictView struct {
 	Unchecked  int    `json:"host_events_unchecked"`
 	Hosts      int    `json:"hosts"`
 	Extends    uint64 `json:"extends"`
+	Lost       uint64 `json:"host_events_lost"`
 }
 
 // verified is what this command remembers of a trail that it accepted.
@@ -70,12 +72,16 @@ type audit struct {
 	events int
 	// unchecked counts events of hosts whose key the trail does not hold.
 	unchecked int
+	// lost counts events that records of the trail itself admit to be missing.
+	lost uint64
 }
 
 type hostAudit struct {
 	// key is nil when the first record about the host did not hold it: then nothing is checked.
 	key   ed25519.PublicKey
 	chain trail.Chain
+	// lostTo is the last event of a gap that a record admits; 0 when none is open.
+	lostTo uint64
 }
 
 func newAudit() *audit {
@@ -127,7 +133,7 @@ func (u *audit) checkHost(r *trail.Record) error {
 		u.hosts[r.HostID] = host
 	}
 	if len(r.HostEvent) == 0 {
-		return nil
+		return u.admit(r, host)
 	}
 	u.events++
 	if host.key == nil {
@@ -149,9 +155,36 @@ func (u *audit) checkHost(r *trail.Record) error {
 	if err := agrees(r, event); err != nil {
 		return err
 	}
+	if host.lostTo > 0 && event.GetNumber() == host.lostTo+1 {
+		// Nobody holds what was lost; what follows is chained to the host's own word on it.
+		host.chain, host.lostTo = trail.Chain{Count: host.lostTo, Head: event.GetPrevious()}, 0
+	}
 	if host.chain, err = host.chain.Next(event); err != nil {
 		return fmt.Errorf("the event of host %s: %w", r.Host, err)
 	}
+	return nil
+}
+
+// kindLost is how the control plane records that a restore of it lost events of a host. The gap is
+// told, not hidden: it is counted and shown.
+const kindLost = "host.events_lost"
+
+// admit takes a record about a gap in a host's events, which must begin where the events ended.
+func (u *audit) admit(r *trail.Record, host *hostAudit) error {
+	if r.Kind != kindLost {
+		return nil
+	}
+	from, errFrom := strconv.ParseUint(r.Details["from"], 10, 63)
+	to, errTo := strconv.ParseUint(r.Details["to"], 10, 63)
+	if err := errors.Join(errFrom, errTo); err != nil {
+		return fmt.Errorf("lost events of host %s: %w", r.Host, err)
+	}
+	if from != host.chain.Count+1 || to < from {
+		return fmt.Errorf("lost events of host %s: %d to %d after event %d", r.Host, from, to,
+			host.chain.Count)
+	}
+	host.lostTo = to
+	u.lost += to - from + 1
 	return nil
 }
 
@@ -304,7 +337,7 @@ func (a *app) tellVerdict(u *audit, before *verified, now verified) error {
 	if a.json {
 		return a.JSON(verdictView{
 			Records: u.count, Head: now.Head, HostEvents: u.events, Unchecked: u.unchecked,
-			Hosts: len(u.hosts), Extends: before.Count,
+			Hosts: len(u.hosts), Extends: before.Count, Lost: u.lost,
 		})
 	}
 	a.Line("The trail is whole: %s, head %.16s…", count(int(u.count), "record"), now.Head)
@@ -315,6 +348,10 @@ func (a *app) tellVerdict(u *audit, before *verified, now verified) error {
 		a.Line("It extends the %s that were verified here before", count(int(before.Count), "record"))
 	} else {
 		a.Line("Nothing was verified here before; from now on it must extend this")
+	}
+	if u.lost > 0 {
+		a.Warn("%s were lost when the control plane was restored from a backup; see the records of "+
+			"kind %s", count(int(u.lost), "host event"), kindLost)
 	}
 	if u.unchecked > 0 {
 		a.Warn("%s could not be checked: the trail does not hold the key of the host",

@@ -145,3 +145,37 @@ func TestAuditOfHostEvents(t *testing.T) {
 		}
 	}
 }
+
+// A gap in a host's events verifies only where a record admits exactly it.
+func TestAuditOfLostEvents(t *testing.T) {
+	for from, why := range map[string]string{
+		"1": "", "2": "record 1: lost events of host web1", "none": "record 1: lost events of host web1",
+	} {
+		records := signedRecords(t, true, nil)
+		enrolled, err := trail.ParseRecord(records[0].GetLeaf())
+		if err != nil {
+			t.Fatal(err)
+		}
+		lost := trail.Record{
+			Number: 1, Kind: kindLost, HostID: enrolled.HostID, Host: "web1",
+			Details: map[string]string{"from": from, "to": "1"},
+		}
+		leaf, err := lost.Leaf()
+		if err != nil {
+			t.Fatal(err)
+		}
+		records[1] = &apiv1.Record{Number: 1, Leaf: leaf}
+		u := newAudit()
+		for _, r := range records {
+			if err = u.add(r); err != nil {
+				break
+			}
+		}
+		if (err == nil) != (why == "") || err != nil && !strings.Contains(err.Error(), why) {
+			t.Errorf("from %s: %v, want %q", from, err, why)
+		}
+		if why == "" && u.lost != 1 {
+			t.Errorf("%d events are said to be lost, want 1", u.lost)
+		}
+	}
+}
