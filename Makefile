@@ -47,6 +47,17 @@ $(TOOLS) &: tools/go.mod
 	  mvdan.cc/gofumpt honnef.co/go/tools/cmd/staticcheck
 	@touch $(TOOLS)
 
+# Apart from the other tools: only packages need it.
+bin/nfpm: tools/go.mod
+	@echo "building nfpm (once, about a minute)"
+	@go build -modfile=tools/go.mod -o bin/ github.com/goreleaser/nfpm/v2/cmd/nfpm
+	@touch $@
+
+.PHONY: packages
+packages: deps bin/nfpm ## deb and rpm, amd64 and arm64, into dist/packages, with checksums and an SBOM
+	@packaging/build/deps.sh arm64
+	@go run ./packaging/build $(if $(TAG),-version $(TAG))
+
 .PHONY: generate
 generate: $(TOOLS) ## generated code
 	cd proto && ../bin/buf generate
@@ -65,12 +76,13 @@ lint: $(TOOLS) ## formatting, vet, staticcheck, buf lint and breaking, stale gen
 	@e2e/stale.sh
 
 .PHONY: test
-test: deps build lint cli ## everything; this is what CI runs
+test: deps build lint cli bin/nfpm ## everything; this is what CI runs
 	@$(MAKE) -s --no-print-directory -C pam asan
 	@$(MAKE) -s --no-print-directory -C nss asan
 	go test -timeout 20m $$(go list ./... | grep -v /e2e)
 	@# The stories hold promises in seconds against the clock: nothing else runs beside them.
-	go test -timeout 30m ./e2e/...
+	@# Most of a story is waiting for an end to come, so four at a time leave a core idle still.
+	go test -p 1 -timeout 60m -parallel 4 ./e2e/...
 
 .PHONY: demo demo-up demo-down
 demo: deps build ## the whole story on throw-away hosts, narrated; leaves nothing behind
@@ -80,9 +92,47 @@ demo-up: deps build ## the same world, kept running, with the commands to try by
 demo-down: ## remove the world of demo-up
 	@go build -o bin/curfew-demo ./e2e/demo && bin/curfew-demo down
 
+.PHONY: uids
+uids: ## 100,000 times accounts come and go, on a host and in the directory: no uid is given twice
+	go test -timeout 60m -run TestNoUIDIsGivenTwice ./agent ./controlplane/store -uid-cycles=100000
+
+FUZZTIME ?= 10m
+.PHONY: fuzz
+fuzz: build ## fuzz every target for FUZZTIME, one after the other, and keep what reaches new code
+	@e2e/deps.sh clang-14 libclang-rt-14-dev
+	@go run ./e2e/fuzz -time $(FUZZTIME) $(ONLY)
+
 .PHONY: mutate
 mutate: deps build ## apply each break of the MUTATIONS.md files and see its test fail
 	@go run ./e2e/mutate $(ONLY)
+
+.PHONY: bench
+bench: deps build ## what Curfew costs beside what it cannot do without (ONLY=WORD… for some rows)
+	@CGO_ENABLED=0 go build -o bin/curfew-bench ./e2e/bench
+	@bin/curfew-bench $(ONLY)
+
+.PHONY: faults
+faults: deps build ## kill, cut the power and break the disk at every point; `make test` plays a seeded sample
+	go test -count=1 -timeout 0 -v -run '^TestPowerLost' ./agent/store -every
+	go test -count=1 -timeout 0 -v -run '^TestKilledAt|^TestPowerLost' ./controlplane -every
+	go test -count=1 -timeout 0 -v ./e2e/faults -every
+
+.PHONY: test-packages
+test-packages: deps build bin/nfpm ## install, upgrade, remove and purge on Debian 11 to 13, killed at every command
+	go test -count=1 -timeout 0 -v ./e2e/packages -every
+
+.PHONY: soak
+soak: deps build ## a long bad day on eight hosts (SOAK=1h), then everything compared
+	CURFEW_HISTORIES=1000000 go test -count=1 -timeout 0 -v -run '^TestHistories$$' ./internal/grant
+	SOAK=$(or $(SOAK),1h) go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./e2e
+
+.PHONY: kubernetes
+kubernetes: ## hold the manifests against the API server's own types, validation and pod security
+	@cd packaging/kubernetes/check && go test -count=1 ./...
+
+.PHONY: boots
+boots: deps build ## boot a host whose root half is down, dead or hung, BOOTS=100 times
+	CURFEW_BOOTS=$(or $(BOOTS),100) go test -v -timeout 90m -run '^TestBootsWithoutTheRootHalf$$' ./e2e
 
 .PHONY: clean
 clean: ## remove what was built

@@ -31,6 +31,8 @@ const (
 	// When the host first accepts the grant: milliseconds after the last approval while it is
 	// connected, later when it was offline.
 	StartMode_START_MODE_CONFIRMATION StartMode = 1
+	// With the first login or elevation that the host allows, up to start_latest.
+	StartMode_START_MODE_FIRST_USE StartMode = 2
 )
 
 // Enum value maps for StartMode.
@@ -38,10 +40,12 @@ var (
 	StartMode_name = map[int32]string{
 		0: "START_MODE_UNSPECIFIED",
 		1: "START_MODE_CONFIRMATION",
+		2: "START_MODE_FIRST_USE",
 	}
 	StartMode_value = map[string]int32{
 		"START_MODE_UNSPECIFIED":  0,
 		"START_MODE_CONFIRMATION": 1,
+		"START_MODE_FIRST_USE":    2,
 	}
 )
 
@@ -83,6 +87,8 @@ const (
 	EndCause_END_CAUSE_EXTENDED    EndCause = 4
 	// Left out of a newer host state without a word.
 	EndCause_END_CAUSE_WITHDRAWN EndCause = 5
+	// The one session of a single-use grant is over.
+	EndCause_END_CAUSE_USED EndCause = 6
 )
 
 // Enum value maps for EndCause.
@@ -94,6 +100,7 @@ var (
 		3: "END_CAUSE_DONE",
 		4: "END_CAUSE_EXTENDED",
 		5: "END_CAUSE_WITHDRAWN",
+		6: "END_CAUSE_USED",
 	}
 	EndCause_value = map[string]int32{
 		"END_CAUSE_UNSPECIFIED": 0,
@@ -102,6 +109,7 @@ var (
 		"END_CAUSE_DONE":        3,
 		"END_CAUSE_EXTENDED":    4,
 		"END_CAUSE_WITHDRAWN":   5,
+		"END_CAUSE_USED":        6,
 	}
 )
 
@@ -130,6 +138,62 @@ func (x EndCause) Number() protoreflect.EnumNumber {
 // Deprecated: Use EndCause.Descriptor instead.
 func (EndCause) EnumDescriptor() ([]byte, []int) {
 	return file_curfew_v1_grant_proto_rawDescGZIP(), []int{1}
+}
+
+// RolloutWish is what a rollout wants of a host.
+type RolloutWish int32
+
+const (
+	RolloutWish_ROLLOUT_WISH_UNSPECIFIED RolloutWish = 0
+	// Look over the host and enforce on trial; each fresh state that says so lengthens the trial.
+	RolloutWish_ROLLOUT_WISH_TRY RolloutWish = 1
+	// Make the trial last.
+	RolloutWish_ROLLOUT_WISH_KEEP RolloutWish = 2
+	// Observe again, where this rollout is what has the host enforce.
+	RolloutWish_ROLLOUT_WISH_RETURN RolloutWish = 3
+)
+
+// Enum value maps for RolloutWish.
+var (
+	RolloutWish_name = map[int32]string{
+		0: "ROLLOUT_WISH_UNSPECIFIED",
+		1: "ROLLOUT_WISH_TRY",
+		2: "ROLLOUT_WISH_KEEP",
+		3: "ROLLOUT_WISH_RETURN",
+	}
+	RolloutWish_value = map[string]int32{
+		"ROLLOUT_WISH_UNSPECIFIED": 0,
+		"ROLLOUT_WISH_TRY":         1,
+		"ROLLOUT_WISH_KEEP":        2,
+		"ROLLOUT_WISH_RETURN":      3,
+	}
+)
+
+func (x RolloutWish) Enum() *RolloutWish {
+	p := new(RolloutWish)
+	*p = x
+	return p
+}
+
+func (x RolloutWish) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RolloutWish) Descriptor() protoreflect.EnumDescriptor {
+	return file_curfew_v1_grant_proto_enumTypes[2].Descriptor()
+}
+
+func (RolloutWish) Type() protoreflect.EnumType {
+	return &file_curfew_v1_grant_proto_enumTypes[2]
+}
+
+func (x RolloutWish) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RolloutWish.Descriptor instead.
+func (RolloutWish) EnumDescriptor() ([]byte, []int) {
+	return file_curfew_v1_grant_proto_rawDescGZIP(), []int{2}
 }
 
 // SudoRule is one typed permission: run exactly this, as exactly this user.
@@ -277,6 +341,112 @@ func (x *HostRef) GetName() string {
 	return ""
 }
 
+// Need is a number of approvals of members of one group. The group "manager" is the requester's manager.
+type Need struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	Approvals     uint32                 `protobuf:"varint,2,opt,name=approvals,proto3" json:"approvals,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Need) Reset() {
+	*x = Need{}
+	mi := &file_curfew_v1_grant_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Need) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Need) ProtoMessage() {}
+
+func (x *Need) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_v1_grant_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Need.ProtoReflect.Descriptor instead.
+func (*Need) Descriptor() ([]byte, []int) {
+	return file_curfew_v1_grant_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Need) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *Need) GetApprovals() uint32 {
+	if x != nil {
+		return x.Approvals
+	}
+	return 0
+}
+
+// Span is one of several windows of the same terms.
+type Span struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	StartMs       int64                  `protobuf:"varint,1,opt,name=start_ms,json=startMs,proto3" json:"start_ms,omitempty"`
+	EndMs         int64                  `protobuf:"varint,2,opt,name=end_ms,json=endMs,proto3" json:"end_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Span) Reset() {
+	*x = Span{}
+	mi := &file_curfew_v1_grant_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Span) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Span) ProtoMessage() {}
+
+func (x *Span) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_v1_grant_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Span.ProtoReflect.Descriptor instead.
+func (*Span) Descriptor() ([]byte, []int) {
+	return file_curfew_v1_grant_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Span) GetStartMs() int64 {
+	if x != nil {
+		return x.StartMs
+	}
+	return 0
+}
+
+func (x *Span) GetEndMs() int64 {
+	if x != nil {
+		return x.EndMs
+	}
+	return 0
+}
+
 // Terms are the bytes that approvers sign and the host enforces.
 type Terms struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
@@ -315,13 +485,23 @@ type Terms struct {
 	Follows []byte `protobuf:"bytes,23,opt,name=follows,proto3" json:"follows,omitempty"`
 	// Whether any rule is root-equivalent; must agree with the rules.
 	RootEquivalent bool `protobuf:"varint,24,opt,name=root_equivalent,json=rootEquivalent,proto3" json:"root_equivalent,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Needs beside approver_group's; a person counts for one need only. Sorted by group, none twice.
+	AlsoNeeded []*Need `protobuf:"bytes,25,rep,name=also_needed,json=alsoNeeded,proto3" json:"also_needed,omitempty"`
+	// Name of the trust file's standing rule that opens this without approvals; excludes all needs.
+	StandingRule string `protobuf:"bytes,26,opt,name=standing_rule,json=standingRule,proto3" json:"standing_rule,omitempty"`
+	// Opened at once by a standing rule for emergencies; reviewed afterwards.
+	Emergency bool `protobuf:"varint,27,opt,name=emergency,proto3" json:"emergency,omitempty"`
+	// Windows in order; each becomes a grant of its own. Empty: one window.
+	Windows []*Span `protobuf:"bytes,28,rep,name=windows,proto3" json:"windows,omitempty"`
+	// One login session only; the grant ends with it.
+	SingleUse     bool `protobuf:"varint,29,opt,name=single_use,json=singleUse,proto3" json:"single_use,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Terms) Reset() {
 	*x = Terms{}
-	mi := &file_curfew_v1_grant_proto_msgTypes[2]
+	mi := &file_curfew_v1_grant_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -333,7 +513,7 @@ func (x *Terms) String() string {
 func (*Terms) ProtoMessage() {}
 
 func (x *Terms) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_v1_grant_proto_msgTypes[2]
+	mi := &file_curfew_v1_grant_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -346,7 +526,7 @@ func (x *Terms) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Terms.ProtoReflect.Descriptor instead.
 func (*Terms) Descriptor() ([]byte, []int) {
-	return file_curfew_v1_grant_proto_rawDescGZIP(), []int{2}
+	return file_curfew_v1_grant_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Terms) GetVersion() uint32 {
@@ -517,6 +697,41 @@ func (x *Terms) GetRootEquivalent() bool {
 	return false
 }
 
+func (x *Terms) GetAlsoNeeded() []*Need {
+	if x != nil {
+		return x.AlsoNeeded
+	}
+	return nil
+}
+
+func (x *Terms) GetStandingRule() string {
+	if x != nil {
+		return x.StandingRule
+	}
+	return ""
+}
+
+func (x *Terms) GetEmergency() bool {
+	if x != nil {
+		return x.Emergency
+	}
+	return false
+}
+
+func (x *Terms) GetWindows() []*Span {
+	if x != nil {
+		return x.Windows
+	}
+	return nil
+}
+
+func (x *Terms) GetSingleUse() bool {
+	if x != nil {
+		return x.SingleUse
+	}
+	return false
+}
+
 // Approval is one approver's signature over the exact bytes of the terms.
 type Approval struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -529,7 +744,7 @@ type Approval struct {
 
 func (x *Approval) Reset() {
 	*x = Approval{}
-	mi := &file_curfew_v1_grant_proto_msgTypes[3]
+	mi := &file_curfew_v1_grant_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -541,7 +756,7 @@ func (x *Approval) String() string {
 func (*Approval) ProtoMessage() {}
 
 func (x *Approval) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_v1_grant_proto_msgTypes[3]
+	mi := &file_curfew_v1_grant_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -554,7 +769,7 @@ func (x *Approval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Approval.ProtoReflect.Descriptor instead.
 func (*Approval) Descriptor() ([]byte, []int) {
-	return file_curfew_v1_grant_proto_rawDescGZIP(), []int{3}
+	return file_curfew_v1_grant_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Approval) GetApprover() string {
@@ -577,16 +792,18 @@ type Grant struct {
 	Version uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // 1
 	HostId  []byte                 `protobuf:"bytes,2,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
 	// The exact bytes that were signed by the approvers.
-	Terms         []byte      `protobuf:"bytes,3,opt,name=terms,proto3" json:"terms,omitempty"`
-	Approvals     []*Approval `protobuf:"bytes,4,rep,name=approvals,proto3" json:"approvals,omitempty"`
-	IssuedAtMs    int64       `protobuf:"varint,5,opt,name=issued_at_ms,json=issuedAtMs,proto3" json:"issued_at_ms,omitempty"`
+	Terms      []byte      `protobuf:"bytes,3,opt,name=terms,proto3" json:"terms,omitempty"`
+	Approvals  []*Approval `protobuf:"bytes,4,rep,name=approvals,proto3" json:"approvals,omitempty"`
+	IssuedAtMs int64       `protobuf:"varint,5,opt,name=issued_at_ms,json=issuedAtMs,proto3" json:"issued_at_ms,omitempty"`
+	// Which of the terms' windows this is for, from 1; 0 when the terms have one window only.
+	Window        uint32 `protobuf:"varint,6,opt,name=window,proto3" json:"window,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_curfew_v1_grant_proto_msgTypes[4]
+	mi := &file_curfew_v1_grant_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +815,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_v1_grant_proto_msgTypes[4]
+	mi := &file_curfew_v1_grant_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +828,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_curfew_v1_grant_proto_rawDescGZIP(), []int{4}
+	return file_curfew_v1_grant_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Grant) GetVersion() uint32 {
@@ -649,20 +866,29 @@ func (x *Grant) GetIssuedAtMs() int64 {
 	return 0
 }
 
+func (x *Grant) GetWindow() uint32 {
+	if x != nil {
+		return x.Window
+	}
+	return 0
+}
+
 // Ended names a grant that must not be live, and why.
 type Ended struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	GrantId []byte                 `protobuf:"bytes,1,opt,name=grant_id,json=grantId,proto3" json:"grant_id,omitempty"`
 	Cause   EndCause               `protobuf:"varint,2,opt,name=cause,proto3,enum=curfew.v1.EndCause" json:"cause,omitempty"`
 	// Who ended it, for the person whose session ends.
-	By            string `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	By string `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	// Until when its terms could open it: the host tombstones it although it never held it. 0: unknown.
+	HardEndMs     int64 `protobuf:"varint,4,opt,name=hard_end_ms,json=hardEndMs,proto3" json:"hard_end_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Ended) Reset() {
 	*x = Ended{}
-	mi := &file_curfew_v1_grant_proto_msgTypes[5]
+	mi := &file_curfew_v1_grant_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -674,7 +900,7 @@ func (x *Ended) String() string {
 func (*Ended) ProtoMessage() {}
 
 func (x *Ended) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_v1_grant_proto_msgTypes[5]
+	mi := &file_curfew_v1_grant_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -687,7 +913,7 @@ func (x *Ended) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ended.ProtoReflect.Descriptor instead.
 func (*Ended) Descriptor() ([]byte, []int) {
-	return file_curfew_v1_grant_proto_rawDescGZIP(), []int{5}
+	return file_curfew_v1_grant_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Ended) GetGrantId() []byte {
@@ -711,6 +937,13 @@ func (x *Ended) GetBy() string {
 	return ""
 }
 
+func (x *Ended) GetHardEndMs() int64 {
+	if x != nil {
+		return x.HardEndMs
+	}
+	return 0
+}
+
 // HostState is the complete list of one host's live grants.
 type HostState struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -729,14 +962,16 @@ type HostState struct {
 	Nonce      []byte `protobuf:"bytes,9,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	TrailCount uint64 `protobuf:"varint,10,opt,name=trail_count,json=trailCount,proto3" json:"trail_count,omitempty"`
 	// Root hash of the trail's first trail_count records; 32 bytes, empty when the count is 0.
-	TrailHead     []byte `protobuf:"bytes,11,opt,name=trail_head,json=trailHead,proto3" json:"trail_head,omitempty"`
+	TrailHead []byte `protobuf:"bytes,11,opt,name=trail_head,json=trailHead,proto3" json:"trail_head,omitempty"`
+	// What a staged rollout wants of a host that follows such; absent for all others.
+	Rollout       *Rollout `protobuf:"bytes,12,opt,name=rollout,proto3" json:"rollout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HostState) Reset() {
 	*x = HostState{}
-	mi := &file_curfew_v1_grant_proto_msgTypes[6]
+	mi := &file_curfew_v1_grant_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +983,7 @@ func (x *HostState) String() string {
 func (*HostState) ProtoMessage() {}
 
 func (x *HostState) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_v1_grant_proto_msgTypes[6]
+	mi := &file_curfew_v1_grant_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +996,7 @@ func (x *HostState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostState.ProtoReflect.Descriptor instead.
 func (*HostState) Descriptor() ([]byte, []int) {
-	return file_curfew_v1_grant_proto_rawDescGZIP(), []int{6}
+	return file_curfew_v1_grant_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *HostState) GetVersion() uint32 {
@@ -841,6 +1076,76 @@ func (x *HostState) GetTrailHead() []byte {
 	return nil
 }
 
+func (x *HostState) GetRollout() *Rollout {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+// Rollout is a step of a staged rollout of enforcing, for one host.
+type Rollout struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 12 characters of 0-9 and a-z.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// From 1. What came of an attempt stands: only a later one is tried anew.
+	Attempt       uint32      `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Wish          RolloutWish `protobuf:"varint,3,opt,name=wish,proto3,enum=curfew.v1.RolloutWish" json:"wish,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rollout) Reset() {
+	*x = Rollout{}
+	mi := &file_curfew_v1_grant_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rollout) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rollout) ProtoMessage() {}
+
+func (x *Rollout) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_v1_grant_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rollout.ProtoReflect.Descriptor instead.
+func (*Rollout) Descriptor() ([]byte, []int) {
+	return file_curfew_v1_grant_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Rollout) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Rollout) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Rollout) GetWish() RolloutWish {
+	if x != nil {
+		return x.Wish
+	}
+	return RolloutWish_ROLLOUT_WISH_UNSPECIFIED
+}
+
 var File_curfew_v1_grant_proto protoreflect.FileDescriptor
 
 const file_curfew_v1_grant_proto_rawDesc = "" +
@@ -855,7 +1160,13 @@ const file_curfew_v1_grant_proto_rawDesc = "" +
 	"\tcontained\x18\x06 \x01(\bR\tcontained\"-\n" +
 	"\aHostRef\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\xbb\x06\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\":\n" +
+	"\x04Need\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\x12\x1c\n" +
+	"\tapprovals\x18\x02 \x01(\rR\tapprovals\"8\n" +
+	"\x04Span\x12\x19\n" +
+	"\bstart_ms\x18\x01 \x01(\x03R\astartMs\x12\x15\n" +
+	"\x06end_ms\x18\x02 \x01(\x03R\x05endMs\"\xfa\a\n" +
 	"\x05Terms\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\"\n" +
 	"\forganisation\x18\x02 \x01(\tR\forganisation\x12\x1d\n" +
@@ -888,21 +1199,30 @@ const file_curfew_v1_grant_proto_rawDesc = "" +
 	"\vreason_hash\x18\x16 \x01(\fR\n" +
 	"reasonHash\x12\x18\n" +
 	"\afollows\x18\x17 \x01(\fR\afollows\x12'\n" +
-	"\x0froot_equivalent\x18\x18 \x01(\bR\x0erootEquivalent\">\n" +
+	"\x0froot_equivalent\x18\x18 \x01(\bR\x0erootEquivalent\x120\n" +
+	"\valso_needed\x18\x19 \x03(\v2\x0f.curfew.v1.NeedR\n" +
+	"alsoNeeded\x12#\n" +
+	"\rstanding_rule\x18\x1a \x01(\tR\fstandingRule\x12\x1c\n" +
+	"\temergency\x18\x1b \x01(\bR\temergency\x12)\n" +
+	"\awindows\x18\x1c \x03(\v2\x0f.curfew.v1.SpanR\awindows\x12\x1d\n" +
+	"\n" +
+	"single_use\x18\x1d \x01(\bR\tsingleUse\">\n" +
 	"\bApproval\x12\x1a\n" +
 	"\bapprover\x18\x01 \x01(\tR\bapprover\x12\x16\n" +
-	"\x06sshsig\x18\x02 \x01(\fR\x06sshsig\"\xa5\x01\n" +
+	"\x06sshsig\x18\x02 \x01(\fR\x06sshsig\"\xbd\x01\n" +
 	"\x05Grant\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x17\n" +
 	"\ahost_id\x18\x02 \x01(\fR\x06hostId\x12\x14\n" +
 	"\x05terms\x18\x03 \x01(\fR\x05terms\x121\n" +
 	"\tapprovals\x18\x04 \x03(\v2\x13.curfew.v1.ApprovalR\tapprovals\x12 \n" +
 	"\fissued_at_ms\x18\x05 \x01(\x03R\n" +
-	"issuedAtMs\"]\n" +
+	"issuedAtMs\x12\x16\n" +
+	"\x06window\x18\x06 \x01(\rR\x06window\"}\n" +
 	"\x05Ended\x12\x19\n" +
 	"\bgrant_id\x18\x01 \x01(\fR\agrantId\x12)\n" +
 	"\x05cause\x18\x02 \x01(\x0e2\x13.curfew.v1.EndCauseR\x05cause\x12\x0e\n" +
-	"\x02by\x18\x03 \x01(\tR\x02by\"\xc6\x02\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\x12\x1e\n" +
+	"\vhard_end_ms\x18\x04 \x01(\x03R\thardEndMs\"\xf4\x02\n" +
 	"\tHostState\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x17\n" +
 	"\ahost_id\x18\x02 \x01(\fR\x06hostId\x12\x14\n" +
@@ -919,17 +1239,29 @@ const file_curfew_v1_grant_proto_rawDesc = "" +
 	" \x01(\x04R\n" +
 	"trailCount\x12\x1d\n" +
 	"\n" +
-	"trail_head\x18\v \x01(\fR\ttrailHead*D\n" +
+	"trail_head\x18\v \x01(\fR\ttrailHead\x12,\n" +
+	"\arollout\x18\f \x01(\v2\x12.curfew.v1.RolloutR\arollout\"_\n" +
+	"\aRollout\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\rR\aattempt\x12*\n" +
+	"\x04wish\x18\x03 \x01(\x0e2\x16.curfew.v1.RolloutWishR\x04wish*^\n" +
 	"\tStartMode\x12\x1a\n" +
 	"\x16START_MODE_UNSPECIFIED\x10\x00\x12\x1b\n" +
-	"\x17START_MODE_CONFIRMATION\x10\x01*\x98\x01\n" +
+	"\x17START_MODE_CONFIRMATION\x10\x01\x12\x18\n" +
+	"\x14START_MODE_FIRST_USE\x10\x02*\xac\x01\n" +
 	"\bEndCause\x12\x19\n" +
 	"\x15END_CAUSE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11END_CAUSE_EXPIRED\x10\x01\x12\x15\n" +
 	"\x11END_CAUSE_REVOKED\x10\x02\x12\x12\n" +
 	"\x0eEND_CAUSE_DONE\x10\x03\x12\x16\n" +
 	"\x12END_CAUSE_EXTENDED\x10\x04\x12\x17\n" +
-	"\x13END_CAUSE_WITHDRAWN\x10\x05B:Z8github.com/curfew-access/curfew/proto/curfew/v1;curfewv1b\x06proto3"
+	"\x13END_CAUSE_WITHDRAWN\x10\x05\x12\x12\n" +
+	"\x0eEND_CAUSE_USED\x10\x06*q\n" +
+	"\vRolloutWish\x12\x1c\n" +
+	"\x18ROLLOUT_WISH_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10ROLLOUT_WISH_TRY\x10\x01\x12\x15\n" +
+	"\x11ROLLOUT_WISH_KEEP\x10\x02\x12\x17\n" +
+	"\x13ROLLOUT_WISH_RETURN\x10\x03B:Z8github.com/curfew-access/curfew/proto/curfew/v1;curfewv1b\x06proto3"
 
 var (
 	file_curfew_v1_grant_proto_rawDescOnce sync.Once
@@ -943,31 +1275,39 @@ func file_curfew_v1_grant_proto_rawDescGZIP() []byte {
 	return file_curfew_v1_grant_proto_rawDescData
 }
 
-var file_curfew_v1_grant_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_curfew_v1_grant_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_curfew_v1_grant_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_curfew_v1_grant_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_curfew_v1_grant_proto_goTypes = []any{
 	(StartMode)(0),    // 0: curfew.v1.StartMode
 	(EndCause)(0),     // 1: curfew.v1.EndCause
-	(*SudoRule)(nil),  // 2: curfew.v1.SudoRule
-	(*HostRef)(nil),   // 3: curfew.v1.HostRef
-	(*Terms)(nil),     // 4: curfew.v1.Terms
-	(*Approval)(nil),  // 5: curfew.v1.Approval
-	(*Grant)(nil),     // 6: curfew.v1.Grant
-	(*Ended)(nil),     // 7: curfew.v1.Ended
-	(*HostState)(nil), // 8: curfew.v1.HostState
+	(RolloutWish)(0),  // 2: curfew.v1.RolloutWish
+	(*SudoRule)(nil),  // 3: curfew.v1.SudoRule
+	(*HostRef)(nil),   // 4: curfew.v1.HostRef
+	(*Need)(nil),      // 5: curfew.v1.Need
+	(*Span)(nil),      // 6: curfew.v1.Span
+	(*Terms)(nil),     // 7: curfew.v1.Terms
+	(*Approval)(nil),  // 8: curfew.v1.Approval
+	(*Grant)(nil),     // 9: curfew.v1.Grant
+	(*Ended)(nil),     // 10: curfew.v1.Ended
+	(*HostState)(nil), // 11: curfew.v1.HostState
+	(*Rollout)(nil),   // 12: curfew.v1.Rollout
 }
 var file_curfew_v1_grant_proto_depIdxs = []int32{
-	3, // 0: curfew.v1.Terms.hosts:type_name -> curfew.v1.HostRef
-	2, // 1: curfew.v1.Terms.sudo_rules:type_name -> curfew.v1.SudoRule
-	0, // 2: curfew.v1.Terms.start_mode:type_name -> curfew.v1.StartMode
-	5, // 3: curfew.v1.Grant.approvals:type_name -> curfew.v1.Approval
-	1, // 4: curfew.v1.Ended.cause:type_name -> curfew.v1.EndCause
-	7, // 5: curfew.v1.HostState.ended:type_name -> curfew.v1.Ended
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	4,  // 0: curfew.v1.Terms.hosts:type_name -> curfew.v1.HostRef
+	3,  // 1: curfew.v1.Terms.sudo_rules:type_name -> curfew.v1.SudoRule
+	0,  // 2: curfew.v1.Terms.start_mode:type_name -> curfew.v1.StartMode
+	5,  // 3: curfew.v1.Terms.also_needed:type_name -> curfew.v1.Need
+	6,  // 4: curfew.v1.Terms.windows:type_name -> curfew.v1.Span
+	8,  // 5: curfew.v1.Grant.approvals:type_name -> curfew.v1.Approval
+	1,  // 6: curfew.v1.Ended.cause:type_name -> curfew.v1.EndCause
+	10, // 7: curfew.v1.HostState.ended:type_name -> curfew.v1.Ended
+	12, // 8: curfew.v1.HostState.rollout:type_name -> curfew.v1.Rollout
+	2,  // 9: curfew.v1.Rollout.wish:type_name -> curfew.v1.RolloutWish
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_curfew_v1_grant_proto_init() }
@@ -980,8 +1320,8 @@ func file_curfew_v1_grant_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_curfew_v1_grant_proto_rawDesc), len(file_curfew_v1_grant_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   7,
+			NumEnums:      3,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -82,6 +82,78 @@ func (GrantStatus) EnumDescriptor() ([]byte, []int) {
 	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{0}
 }
 
+// RolloutPhase is what came of a rollout's newest attempt on a host.
+type RolloutPhase int32
+
+const (
+	RolloutPhase_ROLLOUT_PHASE_UNSPECIFIED RolloutPhase = 0
+	// The host is looked over and tries its PAM module.
+	RolloutPhase_ROLLOUT_PHASE_CHECKING RolloutPhase = 1
+	// It enforces on trial, and its self-test has passed.
+	RolloutPhase_ROLLOUT_PHASE_TRIAL RolloutPhase = 2
+	// It enforces.
+	RolloutPhase_ROLLOUT_PHASE_KEPT RolloutPhase = 3
+	// It goes on observing: doctor or the self-test say why.
+	RolloutPhase_ROLLOUT_PHASE_REFUSED RolloutPhase = 4
+	// Its trial ended by itself.
+	RolloutPhase_ROLLOUT_PHASE_LAPSED RolloutPhase = 5
+	// Root on the host, or its own file, has said otherwise.
+	RolloutPhase_ROLLOUT_PHASE_OVERRULED RolloutPhase = 6
+	// It observes again because the rollout wants that.
+	RolloutPhase_ROLLOUT_PHASE_RETURNED RolloutPhase = 7
+)
+
+// Enum value maps for RolloutPhase.
+var (
+	RolloutPhase_name = map[int32]string{
+		0: "ROLLOUT_PHASE_UNSPECIFIED",
+		1: "ROLLOUT_PHASE_CHECKING",
+		2: "ROLLOUT_PHASE_TRIAL",
+		3: "ROLLOUT_PHASE_KEPT",
+		4: "ROLLOUT_PHASE_REFUSED",
+		5: "ROLLOUT_PHASE_LAPSED",
+		6: "ROLLOUT_PHASE_OVERRULED",
+		7: "ROLLOUT_PHASE_RETURNED",
+	}
+	RolloutPhase_value = map[string]int32{
+		"ROLLOUT_PHASE_UNSPECIFIED": 0,
+		"ROLLOUT_PHASE_CHECKING":    1,
+		"ROLLOUT_PHASE_TRIAL":       2,
+		"ROLLOUT_PHASE_KEPT":        3,
+		"ROLLOUT_PHASE_REFUSED":     4,
+		"ROLLOUT_PHASE_LAPSED":      5,
+		"ROLLOUT_PHASE_OVERRULED":   6,
+		"ROLLOUT_PHASE_RETURNED":    7,
+	}
+)
+
+func (x RolloutPhase) Enum() *RolloutPhase {
+	p := new(RolloutPhase)
+	*p = x
+	return p
+}
+
+func (x RolloutPhase) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RolloutPhase) Descriptor() protoreflect.EnumDescriptor {
+	return file_curfew_v1_stream_proto_enumTypes[1].Descriptor()
+}
+
+func (RolloutPhase) Type() protoreflect.EnumType {
+	return &file_curfew_v1_stream_proto_enumTypes[1]
+}
+
+func (x RolloutPhase) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RolloutPhase.Descriptor instead.
+func (RolloutPhase) EnumDescriptor() ([]byte, []int) {
+	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{1}
+}
+
 // SignedHostMessage is what travels upstream: the link half cannot alter it.
 type SignedHostMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -144,6 +216,7 @@ type HostMessage struct {
 	//	*HostMessage_Ack
 	//	*HostMessage_Event
 	//	*HostMessage_Heartbeat
+	//	*HostMessage_BreakGlassSet
 	Body          isHostMessage_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -222,6 +295,15 @@ func (x *HostMessage) GetHeartbeat() *Heartbeat {
 	return nil
 }
 
+func (x *HostMessage) GetBreakGlassSet() *BreakGlassSet {
+	if x != nil {
+		if x, ok := x.Body.(*HostMessage_BreakGlassSet); ok {
+			return x.BreakGlassSet
+		}
+	}
+	return nil
+}
+
 type isHostMessage_Body interface {
 	isHostMessage_Body()
 }
@@ -242,6 +324,10 @@ type HostMessage_Heartbeat struct {
 	Heartbeat *Heartbeat `protobuf:"bytes,4,opt,name=heartbeat,proto3,oneof"`
 }
 
+type HostMessage_BreakGlassSet struct {
+	BreakGlassSet *BreakGlassSet `protobuf:"bytes,5,opt,name=break_glass_set,json=breakGlassSet,proto3,oneof"`
+}
+
 func (*HostMessage_Hello) isHostMessage_Body() {}
 
 func (*HostMessage_Ack) isHostMessage_Body() {}
@@ -249,6 +335,8 @@ func (*HostMessage_Ack) isHostMessage_Body() {}
 func (*HostMessage_Event) isHostMessage_Body() {}
 
 func (*HostMessage_Heartbeat) isHostMessage_Body() {}
+
+func (*HostMessage_BreakGlassSet) isHostMessage_Body() {}
 
 // Hello opens a stream and is its cursor: what the host holds.
 type Hello struct {
@@ -786,8 +874,11 @@ type Heartbeat struct {
 	// What is wrong, in words; empty when healthy.
 	Problems []string `protobuf:"bytes,4,rep,name=problems,proto3" json:"problems,omitempty"`
 	// Drop-ins put right since start.
-	DriftRepaired uint64 `protobuf:"varint,5,opt,name=drift_repaired,json=driftRepaired,proto3" json:"drift_repaired,omitempty"`
-	TimeMs        int64  `protobuf:"varint,6,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	DriftRepaired uint64            `protobuf:"varint,5,opt,name=drift_repaired,json=driftRepaired,proto3" json:"drift_repaired,omitempty"`
+	TimeMs        int64             `protobuf:"varint,6,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	BreakGlass    *BreakGlassHealth `protobuf:"bytes,7,opt,name=break_glass,json=breakGlass,proto3" json:"break_glass,omitempty"`
+	// Absent: this agent knows nothing of rollouts.
+	Rollout       *RolloutReport `protobuf:"bytes,8,opt,name=rollout,proto3" json:"rollout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -864,6 +955,100 @@ func (x *Heartbeat) GetTimeMs() int64 {
 	return 0
 }
 
+func (x *Heartbeat) GetBreakGlass() *BreakGlassHealth {
+	if x != nil {
+		return x.BreakGlass
+	}
+	return nil
+}
+
+func (x *Heartbeat) GetRollout() *RolloutReport {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+// RolloutReport is how a host stands with rollouts.
+type RolloutReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The host's own file lets rollouts switch it.
+	Follows bool `protobuf:"varint,1,opt,name=follows,proto3" json:"follows,omitempty"`
+	// The newest rollout and attempt that the host acted on; empty and 0 before the first.
+	Id      string       `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Attempt uint32       `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Phase   RolloutPhase `protobuf:"varint,4,opt,name=phase,proto3,enum=curfew.v1.RolloutPhase" json:"phase,omitempty"`
+	// Why, in words.
+	Detail        string `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutReport) Reset() {
+	*x = RolloutReport{}
+	mi := &file_curfew_v1_stream_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutReport) ProtoMessage() {}
+
+func (x *RolloutReport) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_v1_stream_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutReport.ProtoReflect.Descriptor instead.
+func (*RolloutReport) Descriptor() ([]byte, []int) {
+	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RolloutReport) GetFollows() bool {
+	if x != nil {
+		return x.Follows
+	}
+	return false
+}
+
+func (x *RolloutReport) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RolloutReport) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *RolloutReport) GetPhase() RolloutPhase {
+	if x != nil {
+		return x.Phase
+	}
+	return RolloutPhase_ROLLOUT_PHASE_UNSPECIFIED
+}
+
+func (x *RolloutReport) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 type ControlMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Body:
@@ -874,6 +1059,7 @@ type ControlMessage struct {
 	//	*ControlMessage_State
 	//	*ControlMessage_EventAck
 	//	*ControlMessage_Refused
+	//	*ControlMessage_BreakGlassRenew
 	Body          isControlMessage_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -881,7 +1067,7 @@ type ControlMessage struct {
 
 func (x *ControlMessage) Reset() {
 	*x = ControlMessage{}
-	mi := &file_curfew_v1_stream_proto_msgTypes[8]
+	mi := &file_curfew_v1_stream_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +1079,7 @@ func (x *ControlMessage) String() string {
 func (*ControlMessage) ProtoMessage() {}
 
 func (x *ControlMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_v1_stream_proto_msgTypes[8]
+	mi := &file_curfew_v1_stream_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +1092,7 @@ func (x *ControlMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlMessage.ProtoReflect.Descriptor instead.
 func (*ControlMessage) Descriptor() ([]byte, []int) {
-	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{8}
+	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ControlMessage) GetBody() isControlMessage_Body {
@@ -970,6 +1156,15 @@ func (x *ControlMessage) GetRefused() *Refused {
 	return nil
 }
 
+func (x *ControlMessage) GetBreakGlassRenew() *BreakGlassRenew {
+	if x != nil {
+		if x, ok := x.Body.(*ControlMessage_BreakGlassRenew); ok {
+			return x.BreakGlassRenew
+		}
+	}
+	return nil
+}
+
 type isControlMessage_Body interface {
 	isControlMessage_Body()
 }
@@ -998,6 +1193,10 @@ type ControlMessage_Refused struct {
 	Refused *Refused `protobuf:"bytes,6,opt,name=refused,proto3,oneof"`
 }
 
+type ControlMessage_BreakGlassRenew struct {
+	BreakGlassRenew *BreakGlassRenew `protobuf:"bytes,7,opt,name=break_glass_renew,json=breakGlassRenew,proto3,oneof"`
+}
+
 func (*ControlMessage_Welcome) isControlMessage_Body() {}
 
 func (*ControlMessage_Trust) isControlMessage_Body() {}
@@ -1010,18 +1209,22 @@ func (*ControlMessage_EventAck) isControlMessage_Body() {}
 
 func (*ControlMessage_Refused) isControlMessage_Body() {}
 
+func (*ControlMessage_BreakGlassRenew) isControlMessage_Body() {}
+
 type Welcome struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	HostName string                 `protobuf:"bytes,1,opt,name=host_name,json=hostName,proto3" json:"host_name,omitempty"`
 	// How many of the host's events are durable here.
-	EventCount    uint64 `protobuf:"varint,2,opt,name=event_count,json=eventCount,proto3" json:"event_count,omitempty"`
+	EventCount uint64 `protobuf:"varint,2,opt,name=event_count,json=eventCount,proto3" json:"event_count,omitempty"`
+	// The set of break-glass codes that is held here for this host; empty when none is.
+	BreakGlassSet []byte `protobuf:"bytes,3,opt,name=break_glass_set,json=breakGlassSet,proto3" json:"break_glass_set,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_curfew_v1_stream_proto_msgTypes[9]
+	mi := &file_curfew_v1_stream_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1033,7 +1236,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_v1_stream_proto_msgTypes[9]
+	mi := &file_curfew_v1_stream_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1046,7 +1249,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{9}
+	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Welcome) GetHostName() string {
@@ -1063,6 +1266,13 @@ func (x *Welcome) GetEventCount() uint64 {
 	return 0
 }
 
+func (x *Welcome) GetBreakGlassSet() []byte {
+	if x != nil {
+		return x.BreakGlassSet
+	}
+	return nil
+}
+
 type TrustUpdate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Envelope      []byte                 `protobuf:"bytes,1,opt,name=envelope,proto3" json:"envelope,omitempty"`
@@ -1072,7 +1282,7 @@ type TrustUpdate struct {
 
 func (x *TrustUpdate) Reset() {
 	*x = TrustUpdate{}
-	mi := &file_curfew_v1_stream_proto_msgTypes[10]
+	mi := &file_curfew_v1_stream_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1294,7 @@ func (x *TrustUpdate) String() string {
 func (*TrustUpdate) ProtoMessage() {}
 
 func (x *TrustUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_v1_stream_proto_msgTypes[10]
+	mi := &file_curfew_v1_stream_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1307,7 @@ func (x *TrustUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustUpdate.ProtoReflect.Descriptor instead.
 func (*TrustUpdate) Descriptor() ([]byte, []int) {
-	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{10}
+	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TrustUpdate) GetEnvelope() []byte {
@@ -1116,7 +1326,7 @@ type GrantEnvelope struct {
 
 func (x *GrantEnvelope) Reset() {
 	*x = GrantEnvelope{}
-	mi := &file_curfew_v1_stream_proto_msgTypes[11]
+	mi := &file_curfew_v1_stream_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1128,7 +1338,7 @@ func (x *GrantEnvelope) String() string {
 func (*GrantEnvelope) ProtoMessage() {}
 
 func (x *GrantEnvelope) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_v1_stream_proto_msgTypes[11]
+	mi := &file_curfew_v1_stream_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1141,7 +1351,7 @@ func (x *GrantEnvelope) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantEnvelope.ProtoReflect.Descriptor instead.
 func (*GrantEnvelope) Descriptor() ([]byte, []int) {
-	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{11}
+	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GrantEnvelope) GetEnvelope() []byte {
@@ -1164,7 +1374,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_curfew_v1_stream_proto_msgTypes[12]
+	mi := &file_curfew_v1_stream_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1386,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_v1_stream_proto_msgTypes[12]
+	mi := &file_curfew_v1_stream_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1399,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{12}
+	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *State) GetEnvelope() []byte {
@@ -1222,7 +1432,7 @@ type EventAck struct {
 
 func (x *EventAck) Reset() {
 	*x = EventAck{}
-	mi := &file_curfew_v1_stream_proto_msgTypes[13]
+	mi := &file_curfew_v1_stream_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1444,7 @@ func (x *EventAck) String() string {
 func (*EventAck) ProtoMessage() {}
 
 func (x *EventAck) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_v1_stream_proto_msgTypes[13]
+	mi := &file_curfew_v1_stream_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1457,7 @@ func (x *EventAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventAck.ProtoReflect.Descriptor instead.
 func (*EventAck) Descriptor() ([]byte, []int) {
-	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{13}
+	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *EventAck) GetCount() uint64 {
@@ -1267,7 +1477,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_curfew_v1_stream_proto_msgTypes[14]
+	mi := &file_curfew_v1_stream_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1489,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_v1_stream_proto_msgTypes[14]
+	mi := &file_curfew_v1_stream_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1502,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{14}
+	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Refused) GetReason() string {
@@ -1302,6 +1512,219 @@ func (x *Refused) GetReason() string {
 	return ""
 }
 
+// BreakGlassSet is a host's set of one-use codes, sealed for people. See PROTOCOL.md section 10.
+type BreakGlassSet struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	SetId  []byte                 `protobuf:"bytes,1,opt,name=set_id,json=setId,proto3" json:"set_id,omitempty"` // 16 bytes
+	MadeMs int64                  `protobuf:"varint,2,opt,name=made_ms,json=madeMs,proto3" json:"made_ms,omitempty"`
+	// Names of the people who can open the codes, sorted.
+	Custodians []string `protobuf:"bytes,3,rep,name=custodians,proto3" json:"custodians,omitempty"`
+	// Code i, from 1, is the i-th: an age file (age-encryption.org/v1, binary) for their SSH keys.
+	Codes         [][]byte `protobuf:"bytes,4,rep,name=codes,proto3" json:"codes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BreakGlassSet) Reset() {
+	*x = BreakGlassSet{}
+	mi := &file_curfew_v1_stream_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BreakGlassSet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BreakGlassSet) ProtoMessage() {}
+
+func (x *BreakGlassSet) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_v1_stream_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BreakGlassSet.ProtoReflect.Descriptor instead.
+func (*BreakGlassSet) Descriptor() ([]byte, []int) {
+	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *BreakGlassSet) GetSetId() []byte {
+	if x != nil {
+		return x.SetId
+	}
+	return nil
+}
+
+func (x *BreakGlassSet) GetMadeMs() int64 {
+	if x != nil {
+		return x.MadeMs
+	}
+	return 0
+}
+
+func (x *BreakGlassSet) GetCustodians() []string {
+	if x != nil {
+		return x.Custodians
+	}
+	return nil
+}
+
+func (x *BreakGlassSet) GetCodes() [][]byte {
+	if x != nil {
+		return x.Codes
+	}
+	return nil
+}
+
+// BreakGlassRenew asks the host to make a new set of codes in place of this one.
+type BreakGlassRenew struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SetId         []byte                 `protobuf:"bytes,1,opt,name=set_id,json=setId,proto3" json:"set_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BreakGlassRenew) Reset() {
+	*x = BreakGlassRenew{}
+	mi := &file_curfew_v1_stream_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BreakGlassRenew) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BreakGlassRenew) ProtoMessage() {}
+
+func (x *BreakGlassRenew) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_v1_stream_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BreakGlassRenew.ProtoReflect.Descriptor instead.
+func (*BreakGlassRenew) Descriptor() ([]byte, []int) {
+	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *BreakGlassRenew) GetSetId() []byte {
+	if x != nil {
+		return x.SetId
+	}
+	return nil
+}
+
+// BreakGlassHealth is how a host stands with its codes.
+type BreakGlassHealth struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The host's own file lets codes open something.
+	Enabled bool `protobuf:"varint,1,opt,name=enabled,proto3" json:"enabled,omitempty"`
+	// The set in force; empty when there is none.
+	SetId  []byte `protobuf:"bytes,2,opt,name=set_id,json=setId,proto3" json:"set_id,omitempty"`
+	MadeMs int64  `protobuf:"varint,3,opt,name=made_ms,json=madeMs,proto3" json:"made_ms,omitempty"`
+	Codes  uint32 `protobuf:"varint,4,opt,name=codes,proto3" json:"codes,omitempty"`
+	Left   uint32 `protobuf:"varint,5,opt,name=left,proto3" json:"left,omitempty"`
+	// The longest that a code opens for.
+	MaxDurationMs int64 `protobuf:"varint,6,opt,name=max_duration_ms,json=maxDurationMs,proto3" json:"max_duration_ms,omitempty"`
+	// Local grants that are open now.
+	Open          uint32 `protobuf:"varint,7,opt,name=open,proto3" json:"open,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BreakGlassHealth) Reset() {
+	*x = BreakGlassHealth{}
+	mi := &file_curfew_v1_stream_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BreakGlassHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BreakGlassHealth) ProtoMessage() {}
+
+func (x *BreakGlassHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_v1_stream_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BreakGlassHealth.ProtoReflect.Descriptor instead.
+func (*BreakGlassHealth) Descriptor() ([]byte, []int) {
+	return file_curfew_v1_stream_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *BreakGlassHealth) GetEnabled() bool {
+	if x != nil {
+		return x.Enabled
+	}
+	return false
+}
+
+func (x *BreakGlassHealth) GetSetId() []byte {
+	if x != nil {
+		return x.SetId
+	}
+	return nil
+}
+
+func (x *BreakGlassHealth) GetMadeMs() int64 {
+	if x != nil {
+		return x.MadeMs
+	}
+	return 0
+}
+
+func (x *BreakGlassHealth) GetCodes() uint32 {
+	if x != nil {
+		return x.Codes
+	}
+	return 0
+}
+
+func (x *BreakGlassHealth) GetLeft() uint32 {
+	if x != nil {
+		return x.Left
+	}
+	return 0
+}
+
+func (x *BreakGlassHealth) GetMaxDurationMs() int64 {
+	if x != nil {
+		return x.MaxDurationMs
+	}
+	return 0
+}
+
+func (x *BreakGlassHealth) GetOpen() uint32 {
+	if x != nil {
+		return x.Open
+	}
+	return 0
+}
+
 var File_curfew_v1_stream_proto protoreflect.FileDescriptor
 
 const file_curfew_v1_stream_proto_rawDesc = "" +
@@ -1309,12 +1732,13 @@ const file_curfew_v1_stream_proto_rawDesc = "" +
 	"\x16curfew/v1/stream.proto\x12\tcurfew.v1\"E\n" +
 	"\x11SignedHostMessage\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x1c\n" +
-	"\tsignature\x18\x02 \x01(\fR\tsignature\"\xc3\x01\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"\x87\x02\n" +
 	"\vHostMessage\x12(\n" +
 	"\x05hello\x18\x01 \x01(\v2\x10.curfew.v1.HelloH\x00R\x05hello\x12\"\n" +
 	"\x03ack\x18\x02 \x01(\v2\x0e.curfew.v1.AckH\x00R\x03ack\x12(\n" +
 	"\x05event\x18\x03 \x01(\v2\x10.curfew.v1.EventH\x00R\x05event\x124\n" +
-	"\theartbeat\x18\x04 \x01(\v2\x14.curfew.v1.HeartbeatH\x00R\theartbeatB\x06\n" +
+	"\theartbeat\x18\x04 \x01(\v2\x14.curfew.v1.HeartbeatH\x00R\theartbeat\x12B\n" +
+	"\x0fbreak_glass_set\x18\x05 \x01(\v2\x18.curfew.v1.BreakGlassSetH\x00R\rbreakGlassSetB\x06\n" +
 	"\x04body\"\x84\x03\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x17\n" +
@@ -1374,26 +1798,37 @@ const file_curfew_v1_stream_proto_rawDesc = "" +
 	"\vremote_host\x18\a \x01(\tR\n" +
 	"remoteHost\x12\x19\n" +
 	"\bsince_ms\x18\b \x01(\x03R\asinceMs\x12\x1a\n" +
-	"\bcommands\x18\t \x03(\tR\bcommands\"\xc1\x01\n" +
+	"\bcommands\x18\t \x03(\tR\bcommands\"\xb3\x02\n" +
 	"\tHeartbeat\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12.\n" +
 	"\bsessions\x18\x02 \x03(\v2\x12.curfew.v1.SessionR\bsessions\x12\x12\n" +
 	"\x04mode\x18\x03 \x01(\tR\x04mode\x12\x1a\n" +
 	"\bproblems\x18\x04 \x03(\tR\bproblems\x12%\n" +
 	"\x0edrift_repaired\x18\x05 \x01(\x04R\rdriftRepaired\x12\x17\n" +
-	"\atime_ms\x18\x06 \x01(\x03R\x06timeMs\"\xb8\x02\n" +
+	"\atime_ms\x18\x06 \x01(\x03R\x06timeMs\x12<\n" +
+	"\vbreak_glass\x18\a \x01(\v2\x1b.curfew.v1.BreakGlassHealthR\n" +
+	"breakGlass\x122\n" +
+	"\arollout\x18\b \x01(\v2\x18.curfew.v1.RolloutReportR\arollout\"\x9a\x01\n" +
+	"\rRolloutReport\x12\x18\n" +
+	"\afollows\x18\x01 \x01(\bR\afollows\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
+	"\aattempt\x18\x03 \x01(\rR\aattempt\x12-\n" +
+	"\x05phase\x18\x04 \x01(\x0e2\x17.curfew.v1.RolloutPhaseR\x05phase\x12\x16\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\"\x82\x03\n" +
 	"\x0eControlMessage\x12.\n" +
 	"\awelcome\x18\x01 \x01(\v2\x12.curfew.v1.WelcomeH\x00R\awelcome\x12.\n" +
 	"\x05trust\x18\x02 \x01(\v2\x16.curfew.v1.TrustUpdateH\x00R\x05trust\x120\n" +
 	"\x05grant\x18\x03 \x01(\v2\x18.curfew.v1.GrantEnvelopeH\x00R\x05grant\x12(\n" +
 	"\x05state\x18\x04 \x01(\v2\x10.curfew.v1.StateH\x00R\x05state\x122\n" +
 	"\tevent_ack\x18\x05 \x01(\v2\x13.curfew.v1.EventAckH\x00R\beventAck\x12.\n" +
-	"\arefused\x18\x06 \x01(\v2\x12.curfew.v1.RefusedH\x00R\arefusedB\x06\n" +
-	"\x04body\"G\n" +
+	"\arefused\x18\x06 \x01(\v2\x12.curfew.v1.RefusedH\x00R\arefused\x12H\n" +
+	"\x11break_glass_renew\x18\a \x01(\v2\x1a.curfew.v1.BreakGlassRenewH\x00R\x0fbreakGlassRenewB\x06\n" +
+	"\x04body\"o\n" +
 	"\aWelcome\x12\x1b\n" +
 	"\thost_name\x18\x01 \x01(\tR\bhostName\x12\x1f\n" +
 	"\vevent_count\x18\x02 \x01(\x04R\n" +
-	"eventCount\")\n" +
+	"eventCount\x12&\n" +
+	"\x0fbreak_glass_set\x18\x03 \x01(\fR\rbreakGlassSet\")\n" +
 	"\vTrustUpdate\x12\x1a\n" +
 	"\benvelope\x18\x01 \x01(\fR\benvelope\"+\n" +
 	"\rGrantEnvelope\x12\x1a\n" +
@@ -1406,13 +1841,39 @@ const file_curfew_v1_stream_proto_rawDesc = "" +
 	"\bEventAck\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x04R\x05count\"!\n" +
 	"\aRefused\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason*\x93\x01\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"u\n" +
+	"\rBreakGlassSet\x12\x15\n" +
+	"\x06set_id\x18\x01 \x01(\fR\x05setId\x12\x17\n" +
+	"\amade_ms\x18\x02 \x01(\x03R\x06madeMs\x12\x1e\n" +
+	"\n" +
+	"custodians\x18\x03 \x03(\tR\n" +
+	"custodians\x12\x14\n" +
+	"\x05codes\x18\x04 \x03(\fR\x05codes\"(\n" +
+	"\x0fBreakGlassRenew\x12\x15\n" +
+	"\x06set_id\x18\x01 \x01(\fR\x05setId\"\xc2\x01\n" +
+	"\x10BreakGlassHealth\x12\x18\n" +
+	"\aenabled\x18\x01 \x01(\bR\aenabled\x12\x15\n" +
+	"\x06set_id\x18\x02 \x01(\fR\x05setId\x12\x17\n" +
+	"\amade_ms\x18\x03 \x01(\x03R\x06madeMs\x12\x14\n" +
+	"\x05codes\x18\x04 \x01(\rR\x05codes\x12\x12\n" +
+	"\x04left\x18\x05 \x01(\rR\x04left\x12&\n" +
+	"\x0fmax_duration_ms\x18\x06 \x01(\x03R\rmaxDurationMs\x12\x12\n" +
+	"\x04open\x18\a \x01(\rR\x04open*\x93\x01\n" +
 	"\vGrantStatus\x12\x1c\n" +
 	"\x18GRANT_STATUS_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14GRANT_STATUS_APPLIED\x10\x01\x12\x17\n" +
 	"\x13GRANT_STATUS_FAILED\x10\x02\x12\x19\n" +
 	"\x15GRANT_STATUS_REJECTED\x10\x03\x12\x18\n" +
-	"\x14GRANT_STATUS_MISSING\x10\x04B:Z8github.com/curfew-access/curfew/proto/curfew/v1;curfewv1b\x06proto3"
+	"\x14GRANT_STATUS_MISSING\x10\x04*\xe8\x01\n" +
+	"\fRolloutPhase\x12\x1d\n" +
+	"\x19ROLLOUT_PHASE_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16ROLLOUT_PHASE_CHECKING\x10\x01\x12\x17\n" +
+	"\x13ROLLOUT_PHASE_TRIAL\x10\x02\x12\x16\n" +
+	"\x12ROLLOUT_PHASE_KEPT\x10\x03\x12\x19\n" +
+	"\x15ROLLOUT_PHASE_REFUSED\x10\x04\x12\x18\n" +
+	"\x14ROLLOUT_PHASE_LAPSED\x10\x05\x12\x1b\n" +
+	"\x17ROLLOUT_PHASE_OVERRULED\x10\x06\x12\x1a\n" +
+	"\x16ROLLOUT_PHASE_RETURNED\x10\aB:Z8github.com/curfew-access/curfew/proto/curfew/v1;curfewv1b\x06proto3"
 
 var (
 	file_curfew_v1_stream_proto_rawDescOnce sync.Once
@@ -1426,47 +1887,57 @@ func file_curfew_v1_stream_proto_rawDescGZIP() []byte {
 	return file_curfew_v1_stream_proto_rawDescData
 }
 
-var file_curfew_v1_stream_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_curfew_v1_stream_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_curfew_v1_stream_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_curfew_v1_stream_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_curfew_v1_stream_proto_goTypes = []any{
 	(GrantStatus)(0),          // 0: curfew.v1.GrantStatus
-	(*SignedHostMessage)(nil), // 1: curfew.v1.SignedHostMessage
-	(*HostMessage)(nil),       // 2: curfew.v1.HostMessage
-	(*Hello)(nil),             // 3: curfew.v1.Hello
-	(*GrantResult)(nil),       // 4: curfew.v1.GrantResult
-	(*Ack)(nil),               // 5: curfew.v1.Ack
-	(*Event)(nil),             // 6: curfew.v1.Event
-	(*Session)(nil),           // 7: curfew.v1.Session
-	(*Heartbeat)(nil),         // 8: curfew.v1.Heartbeat
-	(*ControlMessage)(nil),    // 9: curfew.v1.ControlMessage
-	(*Welcome)(nil),           // 10: curfew.v1.Welcome
-	(*TrustUpdate)(nil),       // 11: curfew.v1.TrustUpdate
-	(*GrantEnvelope)(nil),     // 12: curfew.v1.GrantEnvelope
-	(*State)(nil),             // 13: curfew.v1.State
-	(*EventAck)(nil),          // 14: curfew.v1.EventAck
-	(*Refused)(nil),           // 15: curfew.v1.Refused
-	nil,                       // 16: curfew.v1.Event.DetailsEntry
+	(RolloutPhase)(0),         // 1: curfew.v1.RolloutPhase
+	(*SignedHostMessage)(nil), // 2: curfew.v1.SignedHostMessage
+	(*HostMessage)(nil),       // 3: curfew.v1.HostMessage
+	(*Hello)(nil),             // 4: curfew.v1.Hello
+	(*GrantResult)(nil),       // 5: curfew.v1.GrantResult
+	(*Ack)(nil),               // 6: curfew.v1.Ack
+	(*Event)(nil),             // 7: curfew.v1.Event
+	(*Session)(nil),           // 8: curfew.v1.Session
+	(*Heartbeat)(nil),         // 9: curfew.v1.Heartbeat
+	(*RolloutReport)(nil),     // 10: curfew.v1.RolloutReport
+	(*ControlMessage)(nil),    // 11: curfew.v1.ControlMessage
+	(*Welcome)(nil),           // 12: curfew.v1.Welcome
+	(*TrustUpdate)(nil),       // 13: curfew.v1.TrustUpdate
+	(*GrantEnvelope)(nil),     // 14: curfew.v1.GrantEnvelope
+	(*State)(nil),             // 15: curfew.v1.State
+	(*EventAck)(nil),          // 16: curfew.v1.EventAck
+	(*Refused)(nil),           // 17: curfew.v1.Refused
+	(*BreakGlassSet)(nil),     // 18: curfew.v1.BreakGlassSet
+	(*BreakGlassRenew)(nil),   // 19: curfew.v1.BreakGlassRenew
+	(*BreakGlassHealth)(nil),  // 20: curfew.v1.BreakGlassHealth
+	nil,                       // 21: curfew.v1.Event.DetailsEntry
 }
 var file_curfew_v1_stream_proto_depIdxs = []int32{
-	3,  // 0: curfew.v1.HostMessage.hello:type_name -> curfew.v1.Hello
-	5,  // 1: curfew.v1.HostMessage.ack:type_name -> curfew.v1.Ack
-	6,  // 2: curfew.v1.HostMessage.event:type_name -> curfew.v1.Event
-	8,  // 3: curfew.v1.HostMessage.heartbeat:type_name -> curfew.v1.Heartbeat
-	0,  // 4: curfew.v1.GrantResult.status:type_name -> curfew.v1.GrantStatus
-	4,  // 5: curfew.v1.Ack.grants:type_name -> curfew.v1.GrantResult
-	16, // 6: curfew.v1.Event.details:type_name -> curfew.v1.Event.DetailsEntry
-	7,  // 7: curfew.v1.Heartbeat.sessions:type_name -> curfew.v1.Session
-	10, // 8: curfew.v1.ControlMessage.welcome:type_name -> curfew.v1.Welcome
-	11, // 9: curfew.v1.ControlMessage.trust:type_name -> curfew.v1.TrustUpdate
-	12, // 10: curfew.v1.ControlMessage.grant:type_name -> curfew.v1.GrantEnvelope
-	13, // 11: curfew.v1.ControlMessage.state:type_name -> curfew.v1.State
-	14, // 12: curfew.v1.ControlMessage.event_ack:type_name -> curfew.v1.EventAck
-	15, // 13: curfew.v1.ControlMessage.refused:type_name -> curfew.v1.Refused
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	4,  // 0: curfew.v1.HostMessage.hello:type_name -> curfew.v1.Hello
+	6,  // 1: curfew.v1.HostMessage.ack:type_name -> curfew.v1.Ack
+	7,  // 2: curfew.v1.HostMessage.event:type_name -> curfew.v1.Event
+	9,  // 3: curfew.v1.HostMessage.heartbeat:type_name -> curfew.v1.Heartbeat
+	18, // 4: curfew.v1.HostMessage.break_glass_set:type_name -> curfew.v1.BreakGlassSet
+	0,  // 5: curfew.v1.GrantResult.status:type_name -> curfew.v1.GrantStatus
+	5,  // 6: curfew.v1.Ack.grants:type_name -> curfew.v1.GrantResult
+	21, // 7: curfew.v1.Event.details:type_name -> curfew.v1.Event.DetailsEntry
+	8,  // 8: curfew.v1.Heartbeat.sessions:type_name -> curfew.v1.Session
+	20, // 9: curfew.v1.Heartbeat.break_glass:type_name -> curfew.v1.BreakGlassHealth
+	10, // 10: curfew.v1.Heartbeat.rollout:type_name -> curfew.v1.RolloutReport
+	1,  // 11: curfew.v1.RolloutReport.phase:type_name -> curfew.v1.RolloutPhase
+	12, // 12: curfew.v1.ControlMessage.welcome:type_name -> curfew.v1.Welcome
+	13, // 13: curfew.v1.ControlMessage.trust:type_name -> curfew.v1.TrustUpdate
+	14, // 14: curfew.v1.ControlMessage.grant:type_name -> curfew.v1.GrantEnvelope
+	15, // 15: curfew.v1.ControlMessage.state:type_name -> curfew.v1.State
+	16, // 16: curfew.v1.ControlMessage.event_ack:type_name -> curfew.v1.EventAck
+	17, // 17: curfew.v1.ControlMessage.refused:type_name -> curfew.v1.Refused
+	19, // 18: curfew.v1.ControlMessage.break_glass_renew:type_name -> curfew.v1.BreakGlassRenew
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_curfew_v1_stream_proto_init() }
@@ -1479,22 +1950,24 @@ func file_curfew_v1_stream_proto_init() {
 		(*HostMessage_Ack)(nil),
 		(*HostMessage_Event)(nil),
 		(*HostMessage_Heartbeat)(nil),
+		(*HostMessage_BreakGlassSet)(nil),
 	}
-	file_curfew_v1_stream_proto_msgTypes[8].OneofWrappers = []any{
+	file_curfew_v1_stream_proto_msgTypes[9].OneofWrappers = []any{
 		(*ControlMessage_Welcome)(nil),
 		(*ControlMessage_Trust)(nil),
 		(*ControlMessage_Grant)(nil),
 		(*ControlMessage_State)(nil),
 		(*ControlMessage_EventAck)(nil),
 		(*ControlMessage_Refused)(nil),
+		(*ControlMessage_BreakGlassRenew)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_curfew_v1_stream_proto_rawDesc), len(file_curfew_v1_stream_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   16,
+			NumEnums:      2,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

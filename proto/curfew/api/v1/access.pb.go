@@ -309,6 +309,7 @@ type LoginRequest struct {
 	Challenge        []byte                 `protobuf:"bytes,2,opt,name=challenge,proto3" json:"challenge,omitempty"`
 	SessionPublicKey []byte                 `protobuf:"bytes,3,opt,name=session_public_key,json=sessionPublicKey,proto3" json:"session_public_key,omitempty"` // Ed25519, 32 bytes; also the client certificate's key
 	Sshsig           []byte                 `protobuf:"bytes,4,opt,name=sshsig,proto3" json:"sshsig,omitempty"`                                               // namespace login@curfew/v1
+	Device           string                 `protobuf:"bytes,5,opt,name=device,proto3" json:"device,omitempty"`                                               // what the device calls itself, at most 64 bytes
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -369,6 +370,13 @@ func (x *LoginRequest) GetSshsig() []byte {
 		return x.Sshsig
 	}
 	return nil
+}
+
+func (x *LoginRequest) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
 }
 
 type LoginResponse struct {
@@ -527,12 +535,14 @@ type WhoAmIResponse struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	User             string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
 	Organisation     string                 `protobuf:"bytes,2,opt,name=organisation,proto3" json:"organisation,omitempty"`
-	ApiRoles         []string               `protobuf:"bytes,3,rep,name=api_roles,json=apiRoles,proto3" json:"api_roles,omitempty"` // user, approver, admin
+	ApiRoles         []string               `protobuf:"bytes,3,rep,name=api_roles,json=apiRoles,proto3" json:"api_roles,omitempty"` // user, approver, admin; or auditor alone
 	Groups           []string               `protobuf:"bytes,4,rep,name=groups,proto3" json:"groups,omitempty"`
 	SessionExpiresMs int64                  `protobuf:"varint,5,opt,name=session_expires_ms,json=sessionExpiresMs,proto3" json:"session_expires_ms,omitempty"`
 	Version          string                 `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// CAs that this control plane is, or will be, known by, in DER; the one in force first.
+	Authorities   [][]byte `protobuf:"bytes,7,rep,name=authorities,proto3" json:"authorities,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WhoAmIResponse) Reset() {
@@ -605,6 +615,13 @@ func (x *WhoAmIResponse) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *WhoAmIResponse) GetAuthorities() [][]byte {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
 }
 
 // Decision is one approver's word.
@@ -842,8 +859,24 @@ type Request struct {
 	// An extension waits for approval while the request is granted.
 	ExtensionPending bool `protobuf:"varint,18,opt,name=extension_pending,json=extensionPending,proto3" json:"extension_pending,omitempty"`
 	RootEquivalent   bool `protobuf:"varint,19,opt,name=root_equivalent,json=rootEquivalent,proto3" json:"root_equivalent,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// What the newest revision needs, all of it; empty when a standing rule opened it.
+	Needs []*v1.Need `protobuf:"bytes,20,rep,name=needs,proto3" json:"needs,omitempty"`
+	// The policy rule that decided, with its place in the policy file ("prod-root, line 41").
+	Rule string `protobuf:"bytes,21,opt,name=rule,proto3" json:"rule,omitempty"`
+	// SHA-256 of the policy that decided.
+	PolicyHash   []byte `protobuf:"bytes,22,opt,name=policy_hash,json=policyHash,proto3" json:"policy_hash,omitempty"`
+	StandingRule string `protobuf:"bytes,23,opt,name=standing_rule,json=standingRule,proto3" json:"standing_rule,omitempty"`
+	Emergency    bool   `protobuf:"varint,24,opt,name=emergency,proto3" json:"emergency,omitempty"`
+	// Set for an emergency request until somebody has reviewed it.
+	ReviewDue bool    `protobuf:"varint,25,opt,name=review_due,json=reviewDue,proto3" json:"review_due,omitempty"`
+	Review    *Review `protobuf:"bytes,26,opt,name=review,proto3" json:"review,omitempty"`
+	// When it may start first; created_ms or later.
+	StartEarliestMs int64      `protobuf:"varint,27,opt,name=start_earliest_ms,json=startEarliestMs,proto3" json:"start_earliest_ms,omitempty"`
+	Windows         []*v1.Span `protobuf:"bytes,28,rep,name=windows,proto3" json:"windows,omitempty"`
+	SingleUse       bool       `protobuf:"varint,29,opt,name=single_use,json=singleUse,proto3" json:"single_use,omitempty"`
+	FirstUse        bool       `protobuf:"varint,30,opt,name=first_use,json=firstUse,proto3" json:"first_use,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Request) Reset() {
@@ -1009,19 +1042,177 @@ func (x *Request) GetRootEquivalent() bool {
 	return false
 }
 
-type CreateRequestRequest struct {
+func (x *Request) GetNeeds() []*v1.Need {
+	if x != nil {
+		return x.Needs
+	}
+	return nil
+}
+
+func (x *Request) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *Request) GetPolicyHash() []byte {
+	if x != nil {
+		return x.PolicyHash
+	}
+	return nil
+}
+
+func (x *Request) GetStandingRule() string {
+	if x != nil {
+		return x.StandingRule
+	}
+	return ""
+}
+
+func (x *Request) GetEmergency() bool {
+	if x != nil {
+		return x.Emergency
+	}
+	return false
+}
+
+func (x *Request) GetReviewDue() bool {
+	if x != nil {
+		return x.ReviewDue
+	}
+	return false
+}
+
+func (x *Request) GetReview() *Review {
+	if x != nil {
+		return x.Review
+	}
+	return nil
+}
+
+func (x *Request) GetStartEarliestMs() int64 {
+	if x != nil {
+		return x.StartEarliestMs
+	}
+	return 0
+}
+
+func (x *Request) GetWindows() []*v1.Span {
+	if x != nil {
+		return x.Windows
+	}
+	return nil
+}
+
+func (x *Request) GetSingleUse() bool {
+	if x != nil {
+		return x.SingleUse
+	}
+	return false
+}
+
+func (x *Request) GetFirstUse() bool {
+	if x != nil {
+		return x.FirstUse
+	}
+	return false
+}
+
+// Review is what somebody found of an emergency request afterwards.
+type Review struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Hosts         []string               `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"`
-	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
-	DurationMs    int64                  `protobuf:"varint,3,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
-	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reviewer      string                 `protobuf:"bytes,1,opt,name=reviewer,proto3" json:"reviewer,omitempty"`
+	Justified     bool                   `protobuf:"varint,2,opt,name=justified,proto3" json:"justified,omitempty"`
+	Comment       string                 `protobuf:"bytes,3,opt,name=comment,proto3" json:"comment,omitempty"`
+	AtMs          int64                  `protobuf:"varint,4,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Review) Reset() {
+	*x = Review{}
+	mi := &file_curfew_api_v1_access_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Review) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Review) ProtoMessage() {}
+
+func (x *Review) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_access_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Review.ProtoReflect.Descriptor instead.
+func (*Review) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Review) GetReviewer() string {
+	if x != nil {
+		return x.Reviewer
+	}
+	return ""
+}
+
+func (x *Review) GetJustified() bool {
+	if x != nil {
+		return x.Justified
+	}
+	return false
+}
+
+func (x *Review) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+func (x *Review) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+type CreateRequestRequest struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Hosts      []string               `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Role       string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	DurationMs int64                  `protobuf:"varint,3,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	Reason     string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Labels that select hosts, beside those named; resolved once, to at most 20 hosts.
+	Selector map[string]string `protobuf:"bytes,5,rep,name=selector,proto3" json:"selector,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Not before this time; 0: at once. Excludes windows.
+	StartEarliestMs int64 `protobuf:"varint,6,opt,name=start_earliest_ms,json=startEarliestMs,proto3" json:"start_earliest_ms,omitempty"`
+	// Windows in order; duration_ms is 0 then.
+	Windows   []*v1.Span `protobuf:"bytes,7,rep,name=windows,proto3" json:"windows,omitempty"`
+	SingleUse bool       `protobuf:"varint,8,opt,name=single_use,json=singleUse,proto3" json:"single_use,omitempty"`
+	Emergency bool       `protobuf:"varint,9,opt,name=emergency,proto3" json:"emergency,omitempty"`
+	// Ticket of another system, for policies that ask for one.
+	Ticket string `protobuf:"bytes,10,opt,name=ticket,proto3" json:"ticket,omitempty"`
+	// Only say what policy would: nothing is stored.
+	DryRun        bool `protobuf:"varint,11,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateRequestRequest) Reset() {
 	*x = CreateRequestRequest{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[12]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1033,7 +1224,7 @@ func (x *CreateRequestRequest) String() string {
 func (*CreateRequestRequest) ProtoMessage() {}
 
 func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[12]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1046,7 +1237,7 @@ func (x *CreateRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequestRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequestRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{12}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateRequestRequest) GetHosts() []string {
@@ -1077,6 +1268,55 @@ func (x *CreateRequestRequest) GetReason() string {
 	return ""
 }
 
+func (x *CreateRequestRequest) GetSelector() map[string]string {
+	if x != nil {
+		return x.Selector
+	}
+	return nil
+}
+
+func (x *CreateRequestRequest) GetStartEarliestMs() int64 {
+	if x != nil {
+		return x.StartEarliestMs
+	}
+	return 0
+}
+
+func (x *CreateRequestRequest) GetWindows() []*v1.Span {
+	if x != nil {
+		return x.Windows
+	}
+	return nil
+}
+
+func (x *CreateRequestRequest) GetSingleUse() bool {
+	if x != nil {
+		return x.SingleUse
+	}
+	return false
+}
+
+func (x *CreateRequestRequest) GetEmergency() bool {
+	if x != nil {
+		return x.Emergency
+	}
+	return false
+}
+
+func (x *CreateRequestRequest) GetTicket() string {
+	if x != nil {
+		return x.Ticket
+	}
+	return ""
+}
+
+func (x *CreateRequestRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 type CreateRequestResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Request       *Request               `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
@@ -1086,7 +1326,7 @@ type CreateRequestResponse struct {
 
 func (x *CreateRequestResponse) Reset() {
 	*x = CreateRequestResponse{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[13]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1338,7 @@ func (x *CreateRequestResponse) String() string {
 func (*CreateRequestResponse) ProtoMessage() {}
 
 func (x *CreateRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[13]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1351,7 @@ func (x *CreateRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequestResponse.ProtoReflect.Descriptor instead.
 func (*CreateRequestResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{13}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateRequestResponse) GetRequest() *Request {
@@ -1130,7 +1370,7 @@ type GetRequestRequest struct {
 
 func (x *GetRequestRequest) Reset() {
 	*x = GetRequestRequest{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[14]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1142,7 +1382,7 @@ func (x *GetRequestRequest) String() string {
 func (*GetRequestRequest) ProtoMessage() {}
 
 func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[14]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1155,7 +1395,7 @@ func (x *GetRequestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequestRequest.ProtoReflect.Descriptor instead.
 func (*GetRequestRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{14}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetRequestRequest) GetId() string {
@@ -1174,7 +1414,7 @@ type GetRequestResponse struct {
 
 func (x *GetRequestResponse) Reset() {
 	*x = GetRequestResponse{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[15]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1426,7 @@ func (x *GetRequestResponse) String() string {
 func (*GetRequestResponse) ProtoMessage() {}
 
 func (x *GetRequestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[15]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1439,7 @@ func (x *GetRequestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequestResponse.ProtoReflect.Descriptor instead.
 func (*GetRequestResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{15}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetRequestResponse) GetRequest() *Request {
@@ -1218,7 +1458,7 @@ type ListRequestsRequest struct {
 
 func (x *ListRequestsRequest) Reset() {
 	*x = ListRequestsRequest{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[16]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1470,7 @@ func (x *ListRequestsRequest) String() string {
 func (*ListRequestsRequest) ProtoMessage() {}
 
 func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[16]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1483,7 @@ func (x *ListRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsRequest.ProtoReflect.Descriptor instead.
 func (*ListRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{16}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListRequestsRequest) GetFilter() *RequestFilter {
@@ -1269,7 +1509,7 @@ type RequestFilter struct {
 
 func (x *RequestFilter) Reset() {
 	*x = RequestFilter{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[17]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1281,7 +1521,7 @@ func (x *RequestFilter) String() string {
 func (*RequestFilter) ProtoMessage() {}
 
 func (x *RequestFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[17]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1294,7 +1534,7 @@ func (x *RequestFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestFilter.ProtoReflect.Descriptor instead.
 func (*RequestFilter) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{17}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RequestFilter) GetMine() bool {
@@ -1348,7 +1588,7 @@ type ListRequestsResponse struct {
 
 func (x *ListRequestsResponse) Reset() {
 	*x = ListRequestsResponse{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[18]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1600,7 @@ func (x *ListRequestsResponse) String() string {
 func (*ListRequestsResponse) ProtoMessage() {}
 
 func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[18]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1613,7 @@ func (x *ListRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequestsResponse.ProtoReflect.Descriptor instead.
 func (*ListRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{18}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListRequestsResponse) GetRequests() []*Request {
@@ -1394,7 +1634,7 @@ type WatchRequestsRequest struct {
 
 func (x *WatchRequestsRequest) Reset() {
 	*x = WatchRequestsRequest{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[19]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1646,7 @@ func (x *WatchRequestsRequest) String() string {
 func (*WatchRequestsRequest) ProtoMessage() {}
 
 func (x *WatchRequestsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[19]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1659,7 @@ func (x *WatchRequestsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequestsRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequestsRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{19}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WatchRequestsRequest) GetFilter() *RequestFilter {
@@ -1445,7 +1685,7 @@ type WatchRequestsResponse struct {
 
 func (x *WatchRequestsResponse) Reset() {
 	*x = WatchRequestsResponse{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[20]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1697,7 @@ func (x *WatchRequestsResponse) String() string {
 func (*WatchRequestsResponse) ProtoMessage() {}
 
 func (x *WatchRequestsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[20]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1710,7 @@ func (x *WatchRequestsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequestsResponse.ProtoReflect.Descriptor instead.
 func (*WatchRequestsResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{20}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WatchRequestsResponse) GetRequest() *Request {
@@ -1489,7 +1729,7 @@ type WithdrawRequest struct {
 
 func (x *WithdrawRequest) Reset() {
 	*x = WithdrawRequest{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[21]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1501,7 +1741,7 @@ func (x *WithdrawRequest) String() string {
 func (*WithdrawRequest) ProtoMessage() {}
 
 func (x *WithdrawRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[21]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1514,7 +1754,7 @@ func (x *WithdrawRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithdrawRequest.ProtoReflect.Descriptor instead.
 func (*WithdrawRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{21}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WithdrawRequest) GetId() string {
@@ -1533,7 +1773,7 @@ type WithdrawResponse struct {
 
 func (x *WithdrawResponse) Reset() {
 	*x = WithdrawResponse{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[22]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1785,7 @@ func (x *WithdrawResponse) String() string {
 func (*WithdrawResponse) ProtoMessage() {}
 
 func (x *WithdrawResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[22]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1798,7 @@ func (x *WithdrawResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithdrawResponse.ProtoReflect.Descriptor instead.
 func (*WithdrawResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{22}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WithdrawResponse) GetRequest() *Request {
@@ -1580,7 +1820,7 @@ type ExtendRequest struct {
 
 func (x *ExtendRequest) Reset() {
 	*x = ExtendRequest{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[23]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1592,7 +1832,7 @@ func (x *ExtendRequest) String() string {
 func (*ExtendRequest) ProtoMessage() {}
 
 func (x *ExtendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[23]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1605,7 +1845,7 @@ func (x *ExtendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendRequest.ProtoReflect.Descriptor instead.
 func (*ExtendRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{23}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExtendRequest) GetId() string {
@@ -1638,7 +1878,7 @@ type ExtendResponse struct {
 
 func (x *ExtendResponse) Reset() {
 	*x = ExtendResponse{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[24]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1890,7 @@ func (x *ExtendResponse) String() string {
 func (*ExtendResponse) ProtoMessage() {}
 
 func (x *ExtendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[24]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1903,7 @@ func (x *ExtendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendResponse.ProtoReflect.Descriptor instead.
 func (*ExtendResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{24}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExtendResponse) GetRequest() *Request {
@@ -1682,7 +1922,7 @@ type DoneRequest struct {
 
 func (x *DoneRequest) Reset() {
 	*x = DoneRequest{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[25]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1694,7 +1934,7 @@ func (x *DoneRequest) String() string {
 func (*DoneRequest) ProtoMessage() {}
 
 func (x *DoneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[25]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1707,7 +1947,7 @@ func (x *DoneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoneRequest.ProtoReflect.Descriptor instead.
 func (*DoneRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{25}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DoneRequest) GetId() string {
@@ -1726,7 +1966,7 @@ type DoneResponse struct {
 
 func (x *DoneResponse) Reset() {
 	*x = DoneResponse{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[26]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +1978,7 @@ func (x *DoneResponse) String() string {
 func (*DoneResponse) ProtoMessage() {}
 
 func (x *DoneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[26]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +1991,7 @@ func (x *DoneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoneResponse.ProtoReflect.Descriptor instead.
 func (*DoneResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{26}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DoneResponse) GetRequest() *Request {
@@ -1772,7 +2012,7 @@ type ApproveRequest struct {
 
 func (x *ApproveRequest) Reset() {
 	*x = ApproveRequest{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[27]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1784,7 +2024,7 @@ func (x *ApproveRequest) String() string {
 func (*ApproveRequest) ProtoMessage() {}
 
 func (x *ApproveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[27]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1797,7 +2037,7 @@ func (x *ApproveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{27}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ApproveRequest) GetId() string {
@@ -1830,7 +2070,7 @@ type ApproveResponse struct {
 
 func (x *ApproveResponse) Reset() {
 	*x = ApproveResponse{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[28]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1842,7 +2082,7 @@ func (x *ApproveResponse) String() string {
 func (*ApproveResponse) ProtoMessage() {}
 
 func (x *ApproveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[28]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1855,7 +2095,7 @@ func (x *ApproveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveResponse.ProtoReflect.Descriptor instead.
 func (*ApproveResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{28}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ApproveResponse) GetRequest() *Request {
@@ -1876,7 +2116,7 @@ type DenyRequest struct {
 
 func (x *DenyRequest) Reset() {
 	*x = DenyRequest{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[29]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +2128,7 @@ func (x *DenyRequest) String() string {
 func (*DenyRequest) ProtoMessage() {}
 
 func (x *DenyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[29]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +2141,7 @@ func (x *DenyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenyRequest.ProtoReflect.Descriptor instead.
 func (*DenyRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{29}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DenyRequest) GetId() string {
@@ -1934,7 +2174,7 @@ type DenyResponse struct {
 
 func (x *DenyResponse) Reset() {
 	*x = DenyResponse{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[30]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1946,7 +2186,7 @@ func (x *DenyResponse) String() string {
 func (*DenyResponse) ProtoMessage() {}
 
 func (x *DenyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[30]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1959,10 +2199,220 @@ func (x *DenyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenyResponse.ProtoReflect.Descriptor instead.
 func (*DenyResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{30}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DenyResponse) GetRequest() *Request {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type EditRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The revision that the caller saw; another one refuses the edit.
+	Revision uint32 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// What is set replaces what was asked; absent fields stay.
+	Ask           *CreateRequestRequest `protobuf:"bytes,3,opt,name=ask,proto3" json:"ask,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EditRequest) Reset() {
+	*x = EditRequest{}
+	mi := &file_curfew_api_v1_access_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EditRequest) ProtoMessage() {}
+
+func (x *EditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_access_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EditRequest.ProtoReflect.Descriptor instead.
+func (*EditRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *EditRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *EditRequest) GetRevision() uint32 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *EditRequest) GetAsk() *CreateRequestRequest {
+	if x != nil {
+		return x.Ask
+	}
+	return nil
+}
+
+type EditResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       *Request               `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EditResponse) Reset() {
+	*x = EditResponse{}
+	mi := &file_curfew_api_v1_access_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EditResponse) ProtoMessage() {}
+
+func (x *EditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_access_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EditResponse.ProtoReflect.Descriptor instead.
+func (*EditResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *EditResponse) GetRequest() *Request {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type ReviewEmergencyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Justified     bool                   `protobuf:"varint,2,opt,name=justified,proto3" json:"justified,omitempty"`
+	Comment       string                 `protobuf:"bytes,3,opt,name=comment,proto3" json:"comment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReviewEmergencyRequest) Reset() {
+	*x = ReviewEmergencyRequest{}
+	mi := &file_curfew_api_v1_access_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviewEmergencyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviewEmergencyRequest) ProtoMessage() {}
+
+func (x *ReviewEmergencyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_access_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviewEmergencyRequest.ProtoReflect.Descriptor instead.
+func (*ReviewEmergencyRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ReviewEmergencyRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ReviewEmergencyRequest) GetJustified() bool {
+	if x != nil {
+		return x.Justified
+	}
+	return false
+}
+
+func (x *ReviewEmergencyRequest) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+type ReviewEmergencyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       *Request               `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReviewEmergencyResponse) Reset() {
+	*x = ReviewEmergencyResponse{}
+	mi := &file_curfew_api_v1_access_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReviewEmergencyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReviewEmergencyResponse) ProtoMessage() {}
+
+func (x *ReviewEmergencyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_access_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReviewEmergencyResponse.ProtoReflect.Descriptor instead.
+func (*ReviewEmergencyResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ReviewEmergencyResponse) GetRequest() *Request {
 	if x != nil {
 		return x.Request
 	}
@@ -1979,7 +2429,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[31]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1991,7 +2441,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[31]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2004,7 +2454,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{31}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RevokeRequest) GetId() string {
@@ -2030,7 +2480,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[32]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2042,7 +2492,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[32]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2055,7 +2505,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{32}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RevokeResponse) GetRequest() *Request {
@@ -2089,7 +2539,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[33]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2101,7 +2551,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[33]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2114,7 +2564,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{33}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Host) GetId() []byte {
@@ -2230,7 +2680,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[34]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2242,7 +2692,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[34]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2255,7 +2705,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{34}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{39}
 }
 
 type ListHostsResponse struct {
@@ -2267,7 +2717,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[35]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2279,7 +2729,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[35]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2292,7 +2742,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{35}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -2323,7 +2773,7 @@ type Role struct {
 
 func (x *Role) Reset() {
 	*x = Role{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[36]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2335,7 +2785,7 @@ func (x *Role) String() string {
 func (*Role) ProtoMessage() {}
 
 func (x *Role) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[36]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2348,7 +2798,7 @@ func (x *Role) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Role.ProtoReflect.Descriptor instead.
 func (*Role) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{36}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Role) GetName() string {
@@ -2436,7 +2886,7 @@ type ListRolesRequest struct {
 
 func (x *ListRolesRequest) Reset() {
 	*x = ListRolesRequest{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[37]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2448,7 +2898,7 @@ func (x *ListRolesRequest) String() string {
 func (*ListRolesRequest) ProtoMessage() {}
 
 func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[37]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2461,7 +2911,7 @@ func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesRequest.ProtoReflect.Descriptor instead.
 func (*ListRolesRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{37}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{42}
 }
 
 type ListRolesResponse struct {
@@ -2473,7 +2923,7 @@ type ListRolesResponse struct {
 
 func (x *ListRolesResponse) Reset() {
 	*x = ListRolesResponse{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[38]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2485,7 +2935,7 @@ func (x *ListRolesResponse) String() string {
 func (*ListRolesResponse) ProtoMessage() {}
 
 func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[38]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2498,7 +2948,7 @@ func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesResponse.ProtoReflect.Descriptor instead.
 func (*ListRolesResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{38}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListRolesResponse) GetRoles() []*Role {
@@ -2520,7 +2970,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[39]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2532,7 +2982,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[39]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2545,7 +2995,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{39}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Record) GetNumber() uint64 {
@@ -2577,7 +3027,7 @@ type ListRecordsRequest struct {
 
 func (x *ListRecordsRequest) Reset() {
 	*x = ListRecordsRequest{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[40]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2589,7 +3039,7 @@ func (x *ListRecordsRequest) String() string {
 func (*ListRecordsRequest) ProtoMessage() {}
 
 func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[40]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2602,7 +3052,7 @@ func (x *ListRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsRequest.ProtoReflect.Descriptor instead.
 func (*ListRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{40}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListRecordsRequest) GetFrom() uint64 {
@@ -2652,7 +3102,7 @@ type ListRecordsResponse struct {
 
 func (x *ListRecordsResponse) Reset() {
 	*x = ListRecordsResponse{}
-	mi := &file_curfew_api_v1_access_proto_msgTypes[41]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2664,7 +3114,7 @@ func (x *ListRecordsResponse) String() string {
 func (*ListRecordsResponse) ProtoMessage() {}
 
 func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_access_proto_msgTypes[41]
+	mi := &file_curfew_api_v1_access_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2677,7 +3127,7 @@ func (x *ListRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecordsResponse.ProtoReflect.Descriptor instead.
 func (*ListRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{41}
+	return file_curfew_api_v1_access_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListRecordsResponse) GetRecords() []*Record {
@@ -2713,25 +3163,27 @@ const file_curfew_api_v1_access_proto_rawDesc = "" +
 	"\x10ChallengeRequest\"U\n" +
 	"\x11ChallengeResponse\x12\x1c\n" +
 	"\tchallenge\x18\x01 \x01(\fR\tchallenge\x12\"\n" +
-	"\forganisation\x18\x02 \x01(\tR\forganisation\"\x86\x01\n" +
+	"\forganisation\x18\x02 \x01(\tR\forganisation\"\x9e\x01\n" +
 	"\fLoginRequest\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x1c\n" +
 	"\tchallenge\x18\x02 \x01(\fR\tchallenge\x12,\n" +
 	"\x12session_public_key\x18\x03 \x01(\fR\x10sessionPublicKey\x12\x16\n" +
-	"\x06sshsig\x18\x04 \x01(\fR\x06sshsig\".\n" +
+	"\x06sshsig\x18\x04 \x01(\fR\x06sshsig\x12\x16\n" +
+	"\x06device\x18\x05 \x01(\tR\x06device\".\n" +
 	"\rLoginResponse\x12\x1d\n" +
 	"\n" +
 	"expires_ms\x18\x01 \x01(\x03R\texpiresMs\"\x0f\n" +
 	"\rLogoutRequest\"\x10\n" +
 	"\x0eLogoutResponse\"\x0f\n" +
-	"\rWhoAmIRequest\"\xc5\x01\n" +
+	"\rWhoAmIRequest\"\xe7\x01\n" +
 	"\x0eWhoAmIResponse\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\"\n" +
 	"\forganisation\x18\x02 \x01(\tR\forganisation\x12\x1b\n" +
 	"\tapi_roles\x18\x03 \x03(\tR\bapiRoles\x12\x16\n" +
 	"\x06groups\x18\x04 \x03(\tR\x06groups\x12,\n" +
 	"\x12session_expires_ms\x18\x05 \x01(\x03R\x10sessionExpiresMs\x12\x18\n" +
-	"\aversion\x18\x06 \x01(\tR\aversion\"\x8b\x01\n" +
+	"\aversion\x18\x06 \x01(\tR\aversion\x12 \n" +
+	"\vauthorities\x18\a \x03(\fR\vauthorities\"\x8b\x01\n" +
 	"\bDecision\x12\x1a\n" +
 	"\bapprover\x18\x01 \x01(\tR\bapprover\x12\x1a\n" +
 	"\bapproved\x18\x02 \x01(\bR\bapproved\x12\x16\n" +
@@ -2751,7 +3203,7 @@ const file_curfew_api_v1_access_proto_rawDesc = "" +
 	"\tend_cause\x18\n" +
 	" \x01(\x0e2\x13.curfew.v1.EndCauseR\bendCause\x12\x19\n" +
 	"\bended_by\x18\v \x01(\tR\aendedBy\x12\x1a\n" +
-	"\brevision\x18\f \x01(\rR\brevision\"\x91\x05\n" +
+	"\brevision\x18\f \x01(\rR\brevision\"\x91\b\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\trequester\x18\x02 \x01(\tR\trequester\x12\x12\n" +
@@ -2774,13 +3226,44 @@ const file_curfew_api_v1_access_proto_rawDesc = "" +
 	"\tend_cause\x18\x10 \x01(\x0e2\x13.curfew.v1.EndCauseR\bendCause\x12\x19\n" +
 	"\bended_by\x18\x11 \x01(\tR\aendedBy\x12+\n" +
 	"\x11extension_pending\x18\x12 \x01(\bR\x10extensionPending\x12'\n" +
-	"\x0froot_equivalent\x18\x13 \x01(\bR\x0erootEquivalent\"y\n" +
+	"\x0froot_equivalent\x18\x13 \x01(\bR\x0erootEquivalent\x12%\n" +
+	"\x05needs\x18\x14 \x03(\v2\x0f.curfew.v1.NeedR\x05needs\x12\x12\n" +
+	"\x04rule\x18\x15 \x01(\tR\x04rule\x12\x1f\n" +
+	"\vpolicy_hash\x18\x16 \x01(\fR\n" +
+	"policyHash\x12#\n" +
+	"\rstanding_rule\x18\x17 \x01(\tR\fstandingRule\x12\x1c\n" +
+	"\temergency\x18\x18 \x01(\bR\temergency\x12\x1d\n" +
+	"\n" +
+	"review_due\x18\x19 \x01(\bR\treviewDue\x12-\n" +
+	"\x06review\x18\x1a \x01(\v2\x15.curfew.api.v1.ReviewR\x06review\x12*\n" +
+	"\x11start_earliest_ms\x18\x1b \x01(\x03R\x0fstartEarliestMs\x12)\n" +
+	"\awindows\x18\x1c \x03(\v2\x0f.curfew.v1.SpanR\awindows\x12\x1d\n" +
+	"\n" +
+	"single_use\x18\x1d \x01(\bR\tsingleUse\x12\x1b\n" +
+	"\tfirst_use\x18\x1e \x01(\bR\bfirstUse\"q\n" +
+	"\x06Review\x12\x1a\n" +
+	"\breviewer\x18\x01 \x01(\tR\breviewer\x12\x1c\n" +
+	"\tjustified\x18\x02 \x01(\bR\tjustified\x12\x18\n" +
+	"\acomment\x18\x03 \x01(\tR\acomment\x12\x13\n" +
+	"\x05at_ms\x18\x04 \x01(\x03R\x04atMs\"\xca\x03\n" +
 	"\x14CreateRequestRequest\x12\x14\n" +
 	"\x05hosts\x18\x01 \x03(\tR\x05hosts\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x1f\n" +
 	"\vduration_ms\x18\x03 \x01(\x03R\n" +
 	"durationMs\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"I\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12M\n" +
+	"\bselector\x18\x05 \x03(\v21.curfew.api.v1.CreateRequestRequest.SelectorEntryR\bselector\x12*\n" +
+	"\x11start_earliest_ms\x18\x06 \x01(\x03R\x0fstartEarliestMs\x12)\n" +
+	"\awindows\x18\a \x03(\v2\x0f.curfew.v1.SpanR\awindows\x12\x1d\n" +
+	"\n" +
+	"single_use\x18\b \x01(\bR\tsingleUse\x12\x1c\n" +
+	"\temergency\x18\t \x01(\bR\temergency\x12\x16\n" +
+	"\x06ticket\x18\n" +
+	" \x01(\tR\x06ticket\x12\x17\n" +
+	"\adry_run\x18\v \x01(\bR\x06dryRun\x1a;\n" +
+	"\rSelectorEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"I\n" +
 	"\x15CreateRequestResponse\x120\n" +
 	"\arequest\x18\x01 \x01(\v2\x16.curfew.api.v1.RequestR\arequest\"#\n" +
 	"\x11GetRequestRequest\x12\x0e\n" +
@@ -2828,6 +3311,18 @@ const file_curfew_api_v1_access_proto_rawDesc = "" +
 	"\brevision\x18\x02 \x01(\rR\brevision\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\"@\n" +
 	"\fDenyResponse\x120\n" +
+	"\arequest\x18\x01 \x01(\v2\x16.curfew.api.v1.RequestR\arequest\"p\n" +
+	"\vEditRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\rR\brevision\x125\n" +
+	"\x03ask\x18\x03 \x01(\v2#.curfew.api.v1.CreateRequestRequestR\x03ask\"@\n" +
+	"\fEditResponse\x120\n" +
+	"\arequest\x18\x01 \x01(\v2\x16.curfew.api.v1.RequestR\arequest\"`\n" +
+	"\x16ReviewEmergencyRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
+	"\tjustified\x18\x02 \x01(\bR\tjustified\x12\x18\n" +
+	"\acomment\x18\x03 \x01(\tR\acomment\"K\n" +
+	"\x17ReviewEmergencyResponse\x120\n" +
 	"\arequest\x18\x01 \x01(\v2\x16.curfew.api.v1.RequestR\arequest\"7\n" +
 	"\rRevokeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
@@ -2920,7 +3415,7 @@ const file_curfew_api_v1_access_proto_rawDesc = "" +
 	"\tChallenge\x12\x1f.curfew.api.v1.ChallengeRequest\x1a .curfew.api.v1.ChallengeResponse\x12B\n" +
 	"\x05Login\x12\x1b.curfew.api.v1.LoginRequest\x1a\x1c.curfew.api.v1.LoginResponse\x12E\n" +
 	"\x06Logout\x12\x1c.curfew.api.v1.LogoutRequest\x1a\x1d.curfew.api.v1.LogoutResponse\x12E\n" +
-	"\x06WhoAmI\x12\x1c.curfew.api.v1.WhoAmIRequest\x1a\x1d.curfew.api.v1.WhoAmIResponse2\x8d\b\n" +
+	"\x06WhoAmI\x12\x1c.curfew.api.v1.WhoAmIRequest\x1a\x1d.curfew.api.v1.WhoAmIResponse2\xb0\t\n" +
 	"\x06Access\x12Z\n" +
 	"\rCreateRequest\x12#.curfew.api.v1.CreateRequestRequest\x1a$.curfew.api.v1.CreateRequestResponse\x12Q\n" +
 	"\n" +
@@ -2931,7 +3426,9 @@ const file_curfew_api_v1_access_proto_rawDesc = "" +
 	"\x06Extend\x12\x1c.curfew.api.v1.ExtendRequest\x1a\x1d.curfew.api.v1.ExtendResponse\x12?\n" +
 	"\x04Done\x12\x1a.curfew.api.v1.DoneRequest\x1a\x1b.curfew.api.v1.DoneResponse\x12H\n" +
 	"\aApprove\x12\x1d.curfew.api.v1.ApproveRequest\x1a\x1e.curfew.api.v1.ApproveResponse\x12?\n" +
-	"\x04Deny\x12\x1a.curfew.api.v1.DenyRequest\x1a\x1b.curfew.api.v1.DenyResponse\x12E\n" +
+	"\x04Deny\x12\x1a.curfew.api.v1.DenyRequest\x1a\x1b.curfew.api.v1.DenyResponse\x12?\n" +
+	"\x04Edit\x12\x1a.curfew.api.v1.EditRequest\x1a\x1b.curfew.api.v1.EditResponse\x12`\n" +
+	"\x0fReviewEmergency\x12%.curfew.api.v1.ReviewEmergencyRequest\x1a&.curfew.api.v1.ReviewEmergencyResponse\x12E\n" +
 	"\x06Revoke\x12\x1c.curfew.api.v1.RevokeRequest\x1a\x1d.curfew.api.v1.RevokeResponse\x12N\n" +
 	"\tListHosts\x12\x1f.curfew.api.v1.ListHostsRequest\x1a .curfew.api.v1.ListHostsResponse\x12N\n" +
 	"\tListRoles\x12\x1f.curfew.api.v1.ListRolesRequest\x1a .curfew.api.v1.ListRolesResponse\x12V\n" +
@@ -2950,125 +3447,145 @@ func file_curfew_api_v1_access_proto_rawDescGZIP() []byte {
 }
 
 var file_curfew_api_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_curfew_api_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_curfew_api_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_curfew_api_v1_access_proto_goTypes = []any{
-	(Code)(0),                     // 0: curfew.api.v1.Code
-	(RequestState)(0),             // 1: curfew.api.v1.RequestState
-	(*Reason)(nil),                // 2: curfew.api.v1.Reason
-	(*ChallengeRequest)(nil),      // 3: curfew.api.v1.ChallengeRequest
-	(*ChallengeResponse)(nil),     // 4: curfew.api.v1.ChallengeResponse
-	(*LoginRequest)(nil),          // 5: curfew.api.v1.LoginRequest
-	(*LoginResponse)(nil),         // 6: curfew.api.v1.LoginResponse
-	(*LogoutRequest)(nil),         // 7: curfew.api.v1.LogoutRequest
-	(*LogoutResponse)(nil),        // 8: curfew.api.v1.LogoutResponse
-	(*WhoAmIRequest)(nil),         // 9: curfew.api.v1.WhoAmIRequest
-	(*WhoAmIResponse)(nil),        // 10: curfew.api.v1.WhoAmIResponse
-	(*Decision)(nil),              // 11: curfew.api.v1.Decision
-	(*HostGrant)(nil),             // 12: curfew.api.v1.HostGrant
-	(*Request)(nil),               // 13: curfew.api.v1.Request
-	(*CreateRequestRequest)(nil),  // 14: curfew.api.v1.CreateRequestRequest
-	(*CreateRequestResponse)(nil), // 15: curfew.api.v1.CreateRequestResponse
-	(*GetRequestRequest)(nil),     // 16: curfew.api.v1.GetRequestRequest
-	(*GetRequestResponse)(nil),    // 17: curfew.api.v1.GetRequestResponse
-	(*ListRequestsRequest)(nil),   // 18: curfew.api.v1.ListRequestsRequest
-	(*RequestFilter)(nil),         // 19: curfew.api.v1.RequestFilter
-	(*ListRequestsResponse)(nil),  // 20: curfew.api.v1.ListRequestsResponse
-	(*WatchRequestsRequest)(nil),  // 21: curfew.api.v1.WatchRequestsRequest
-	(*WatchRequestsResponse)(nil), // 22: curfew.api.v1.WatchRequestsResponse
-	(*WithdrawRequest)(nil),       // 23: curfew.api.v1.WithdrawRequest
-	(*WithdrawResponse)(nil),      // 24: curfew.api.v1.WithdrawResponse
-	(*ExtendRequest)(nil),         // 25: curfew.api.v1.ExtendRequest
-	(*ExtendResponse)(nil),        // 26: curfew.api.v1.ExtendResponse
-	(*DoneRequest)(nil),           // 27: curfew.api.v1.DoneRequest
-	(*DoneResponse)(nil),          // 28: curfew.api.v1.DoneResponse
-	(*ApproveRequest)(nil),        // 29: curfew.api.v1.ApproveRequest
-	(*ApproveResponse)(nil),       // 30: curfew.api.v1.ApproveResponse
-	(*DenyRequest)(nil),           // 31: curfew.api.v1.DenyRequest
-	(*DenyResponse)(nil),          // 32: curfew.api.v1.DenyResponse
-	(*RevokeRequest)(nil),         // 33: curfew.api.v1.RevokeRequest
-	(*RevokeResponse)(nil),        // 34: curfew.api.v1.RevokeResponse
-	(*Host)(nil),                  // 35: curfew.api.v1.Host
-	(*ListHostsRequest)(nil),      // 36: curfew.api.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),     // 37: curfew.api.v1.ListHostsResponse
-	(*Role)(nil),                  // 38: curfew.api.v1.Role
-	(*ListRolesRequest)(nil),      // 39: curfew.api.v1.ListRolesRequest
-	(*ListRolesResponse)(nil),     // 40: curfew.api.v1.ListRolesResponse
-	(*Record)(nil),                // 41: curfew.api.v1.Record
-	(*ListRecordsRequest)(nil),    // 42: curfew.api.v1.ListRecordsRequest
-	(*ListRecordsResponse)(nil),   // 43: curfew.api.v1.ListRecordsResponse
-	nil,                           // 44: curfew.api.v1.Host.LabelsEntry
-	nil,                           // 45: curfew.api.v1.Role.HostLabelsEntry
-	(v1.GrantStatus)(0),           // 46: curfew.v1.GrantStatus
-	(v1.EndCause)(0),              // 47: curfew.v1.EndCause
-	(*v1.Session)(nil),            // 48: curfew.v1.Session
-	(*v1.SudoRule)(nil),           // 49: curfew.v1.SudoRule
+	(Code)(0),                       // 0: curfew.api.v1.Code
+	(RequestState)(0),               // 1: curfew.api.v1.RequestState
+	(*Reason)(nil),                  // 2: curfew.api.v1.Reason
+	(*ChallengeRequest)(nil),        // 3: curfew.api.v1.ChallengeRequest
+	(*ChallengeResponse)(nil),       // 4: curfew.api.v1.ChallengeResponse
+	(*LoginRequest)(nil),            // 5: curfew.api.v1.LoginRequest
+	(*LoginResponse)(nil),           // 6: curfew.api.v1.LoginResponse
+	(*LogoutRequest)(nil),           // 7: curfew.api.v1.LogoutRequest
+	(*LogoutResponse)(nil),          // 8: curfew.api.v1.LogoutResponse
+	(*WhoAmIRequest)(nil),           // 9: curfew.api.v1.WhoAmIRequest
+	(*WhoAmIResponse)(nil),          // 10: curfew.api.v1.WhoAmIResponse
+	(*Decision)(nil),                // 11: curfew.api.v1.Decision
+	(*HostGrant)(nil),               // 12: curfew.api.v1.HostGrant
+	(*Request)(nil),                 // 13: curfew.api.v1.Request
+	(*Review)(nil),                  // 14: curfew.api.v1.Review
+	(*CreateRequestRequest)(nil),    // 15: curfew.api.v1.CreateRequestRequest
+	(*CreateRequestResponse)(nil),   // 16: curfew.api.v1.CreateRequestResponse
+	(*GetRequestRequest)(nil),       // 17: curfew.api.v1.GetRequestRequest
+	(*GetRequestResponse)(nil),      // 18: curfew.api.v1.GetRequestResponse
+	(*ListRequestsRequest)(nil),     // 19: curfew.api.v1.ListRequestsRequest
+	(*RequestFilter)(nil),           // 20: curfew.api.v1.RequestFilter
+	(*ListRequestsResponse)(nil),    // 21: curfew.api.v1.ListRequestsResponse
+	(*WatchRequestsRequest)(nil),    // 22: curfew.api.v1.WatchRequestsRequest
+	(*WatchRequestsResponse)(nil),   // 23: curfew.api.v1.WatchRequestsResponse
+	(*WithdrawRequest)(nil),         // 24: curfew.api.v1.WithdrawRequest
+	(*WithdrawResponse)(nil),        // 25: curfew.api.v1.WithdrawResponse
+	(*ExtendRequest)(nil),           // 26: curfew.api.v1.ExtendRequest
+	(*ExtendResponse)(nil),          // 27: curfew.api.v1.ExtendResponse
+	(*DoneRequest)(nil),             // 28: curfew.api.v1.DoneRequest
+	(*DoneResponse)(nil),            // 29: curfew.api.v1.DoneResponse
+	(*ApproveRequest)(nil),          // 30: curfew.api.v1.ApproveRequest
+	(*ApproveResponse)(nil),         // 31: curfew.api.v1.ApproveResponse
+	(*DenyRequest)(nil),             // 32: curfew.api.v1.DenyRequest
+	(*DenyResponse)(nil),            // 33: curfew.api.v1.DenyResponse
+	(*EditRequest)(nil),             // 34: curfew.api.v1.EditRequest
+	(*EditResponse)(nil),            // 35: curfew.api.v1.EditResponse
+	(*ReviewEmergencyRequest)(nil),  // 36: curfew.api.v1.ReviewEmergencyRequest
+	(*ReviewEmergencyResponse)(nil), // 37: curfew.api.v1.ReviewEmergencyResponse
+	(*RevokeRequest)(nil),           // 38: curfew.api.v1.RevokeRequest
+	(*RevokeResponse)(nil),          // 39: curfew.api.v1.RevokeResponse
+	(*Host)(nil),                    // 40: curfew.api.v1.Host
+	(*ListHostsRequest)(nil),        // 41: curfew.api.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),       // 42: curfew.api.v1.ListHostsResponse
+	(*Role)(nil),                    // 43: curfew.api.v1.Role
+	(*ListRolesRequest)(nil),        // 44: curfew.api.v1.ListRolesRequest
+	(*ListRolesResponse)(nil),       // 45: curfew.api.v1.ListRolesResponse
+	(*Record)(nil),                  // 46: curfew.api.v1.Record
+	(*ListRecordsRequest)(nil),      // 47: curfew.api.v1.ListRecordsRequest
+	(*ListRecordsResponse)(nil),     // 48: curfew.api.v1.ListRecordsResponse
+	nil,                             // 49: curfew.api.v1.CreateRequestRequest.SelectorEntry
+	nil,                             // 50: curfew.api.v1.Host.LabelsEntry
+	nil,                             // 51: curfew.api.v1.Role.HostLabelsEntry
+	(v1.GrantStatus)(0),             // 52: curfew.v1.GrantStatus
+	(v1.EndCause)(0),                // 53: curfew.v1.EndCause
+	(*v1.Session)(nil),              // 54: curfew.v1.Session
+	(*v1.Need)(nil),                 // 55: curfew.v1.Need
+	(*v1.Span)(nil),                 // 56: curfew.v1.Span
+	(*v1.SudoRule)(nil),             // 57: curfew.v1.SudoRule
 }
 var file_curfew_api_v1_access_proto_depIdxs = []int32{
 	0,  // 0: curfew.api.v1.Reason.code:type_name -> curfew.api.v1.Code
-	46, // 1: curfew.api.v1.HostGrant.status:type_name -> curfew.v1.GrantStatus
-	47, // 2: curfew.api.v1.HostGrant.end_cause:type_name -> curfew.v1.EndCause
+	52, // 1: curfew.api.v1.HostGrant.status:type_name -> curfew.v1.GrantStatus
+	53, // 2: curfew.api.v1.HostGrant.end_cause:type_name -> curfew.v1.EndCause
 	1,  // 3: curfew.api.v1.Request.state:type_name -> curfew.api.v1.RequestState
 	11, // 4: curfew.api.v1.Request.decisions:type_name -> curfew.api.v1.Decision
 	12, // 5: curfew.api.v1.Request.grants:type_name -> curfew.api.v1.HostGrant
-	48, // 6: curfew.api.v1.Request.sessions:type_name -> curfew.v1.Session
-	47, // 7: curfew.api.v1.Request.end_cause:type_name -> curfew.v1.EndCause
-	13, // 8: curfew.api.v1.CreateRequestResponse.request:type_name -> curfew.api.v1.Request
-	13, // 9: curfew.api.v1.GetRequestResponse.request:type_name -> curfew.api.v1.Request
-	19, // 10: curfew.api.v1.ListRequestsRequest.filter:type_name -> curfew.api.v1.RequestFilter
-	13, // 11: curfew.api.v1.ListRequestsResponse.requests:type_name -> curfew.api.v1.Request
-	19, // 12: curfew.api.v1.WatchRequestsRequest.filter:type_name -> curfew.api.v1.RequestFilter
-	13, // 13: curfew.api.v1.WatchRequestsResponse.request:type_name -> curfew.api.v1.Request
-	13, // 14: curfew.api.v1.WithdrawResponse.request:type_name -> curfew.api.v1.Request
-	13, // 15: curfew.api.v1.ExtendResponse.request:type_name -> curfew.api.v1.Request
-	13, // 16: curfew.api.v1.DoneResponse.request:type_name -> curfew.api.v1.Request
-	13, // 17: curfew.api.v1.ApproveResponse.request:type_name -> curfew.api.v1.Request
-	13, // 18: curfew.api.v1.DenyResponse.request:type_name -> curfew.api.v1.Request
-	13, // 19: curfew.api.v1.RevokeResponse.request:type_name -> curfew.api.v1.Request
-	44, // 20: curfew.api.v1.Host.labels:type_name -> curfew.api.v1.Host.LabelsEntry
-	35, // 21: curfew.api.v1.ListHostsResponse.hosts:type_name -> curfew.api.v1.Host
-	49, // 22: curfew.api.v1.Role.sudo_rules:type_name -> curfew.v1.SudoRule
-	45, // 23: curfew.api.v1.Role.host_labels:type_name -> curfew.api.v1.Role.HostLabelsEntry
-	38, // 24: curfew.api.v1.ListRolesResponse.roles:type_name -> curfew.api.v1.Role
-	41, // 25: curfew.api.v1.ListRecordsResponse.records:type_name -> curfew.api.v1.Record
-	3,  // 26: curfew.api.v1.SignIn.Challenge:input_type -> curfew.api.v1.ChallengeRequest
-	5,  // 27: curfew.api.v1.SignIn.Login:input_type -> curfew.api.v1.LoginRequest
-	7,  // 28: curfew.api.v1.SignIn.Logout:input_type -> curfew.api.v1.LogoutRequest
-	9,  // 29: curfew.api.v1.SignIn.WhoAmI:input_type -> curfew.api.v1.WhoAmIRequest
-	14, // 30: curfew.api.v1.Access.CreateRequest:input_type -> curfew.api.v1.CreateRequestRequest
-	16, // 31: curfew.api.v1.Access.GetRequest:input_type -> curfew.api.v1.GetRequestRequest
-	18, // 32: curfew.api.v1.Access.ListRequests:input_type -> curfew.api.v1.ListRequestsRequest
-	21, // 33: curfew.api.v1.Access.WatchRequests:input_type -> curfew.api.v1.WatchRequestsRequest
-	23, // 34: curfew.api.v1.Access.Withdraw:input_type -> curfew.api.v1.WithdrawRequest
-	25, // 35: curfew.api.v1.Access.Extend:input_type -> curfew.api.v1.ExtendRequest
-	27, // 36: curfew.api.v1.Access.Done:input_type -> curfew.api.v1.DoneRequest
-	29, // 37: curfew.api.v1.Access.Approve:input_type -> curfew.api.v1.ApproveRequest
-	31, // 38: curfew.api.v1.Access.Deny:input_type -> curfew.api.v1.DenyRequest
-	33, // 39: curfew.api.v1.Access.Revoke:input_type -> curfew.api.v1.RevokeRequest
-	36, // 40: curfew.api.v1.Access.ListHosts:input_type -> curfew.api.v1.ListHostsRequest
-	39, // 41: curfew.api.v1.Access.ListRoles:input_type -> curfew.api.v1.ListRolesRequest
-	42, // 42: curfew.api.v1.Access.ListRecords:input_type -> curfew.api.v1.ListRecordsRequest
-	4,  // 43: curfew.api.v1.SignIn.Challenge:output_type -> curfew.api.v1.ChallengeResponse
-	6,  // 44: curfew.api.v1.SignIn.Login:output_type -> curfew.api.v1.LoginResponse
-	8,  // 45: curfew.api.v1.SignIn.Logout:output_type -> curfew.api.v1.LogoutResponse
-	10, // 46: curfew.api.v1.SignIn.WhoAmI:output_type -> curfew.api.v1.WhoAmIResponse
-	15, // 47: curfew.api.v1.Access.CreateRequest:output_type -> curfew.api.v1.CreateRequestResponse
-	17, // 48: curfew.api.v1.Access.GetRequest:output_type -> curfew.api.v1.GetRequestResponse
-	20, // 49: curfew.api.v1.Access.ListRequests:output_type -> curfew.api.v1.ListRequestsResponse
-	22, // 50: curfew.api.v1.Access.WatchRequests:output_type -> curfew.api.v1.WatchRequestsResponse
-	24, // 51: curfew.api.v1.Access.Withdraw:output_type -> curfew.api.v1.WithdrawResponse
-	26, // 52: curfew.api.v1.Access.Extend:output_type -> curfew.api.v1.ExtendResponse
-	28, // 53: curfew.api.v1.Access.Done:output_type -> curfew.api.v1.DoneResponse
-	30, // 54: curfew.api.v1.Access.Approve:output_type -> curfew.api.v1.ApproveResponse
-	32, // 55: curfew.api.v1.Access.Deny:output_type -> curfew.api.v1.DenyResponse
-	34, // 56: curfew.api.v1.Access.Revoke:output_type -> curfew.api.v1.RevokeResponse
-	37, // 57: curfew.api.v1.Access.ListHosts:output_type -> curfew.api.v1.ListHostsResponse
-	40, // 58: curfew.api.v1.Access.ListRoles:output_type -> curfew.api.v1.ListRolesResponse
-	43, // 59: curfew.api.v1.Access.ListRecords:output_type -> curfew.api.v1.ListRecordsResponse
-	43, // [43:60] is the sub-list for method output_type
-	26, // [26:43] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	54, // 6: curfew.api.v1.Request.sessions:type_name -> curfew.v1.Session
+	53, // 7: curfew.api.v1.Request.end_cause:type_name -> curfew.v1.EndCause
+	55, // 8: curfew.api.v1.Request.needs:type_name -> curfew.v1.Need
+	14, // 9: curfew.api.v1.Request.review:type_name -> curfew.api.v1.Review
+	56, // 10: curfew.api.v1.Request.windows:type_name -> curfew.v1.Span
+	49, // 11: curfew.api.v1.CreateRequestRequest.selector:type_name -> curfew.api.v1.CreateRequestRequest.SelectorEntry
+	56, // 12: curfew.api.v1.CreateRequestRequest.windows:type_name -> curfew.v1.Span
+	13, // 13: curfew.api.v1.CreateRequestResponse.request:type_name -> curfew.api.v1.Request
+	13, // 14: curfew.api.v1.GetRequestResponse.request:type_name -> curfew.api.v1.Request
+	20, // 15: curfew.api.v1.ListRequestsRequest.filter:type_name -> curfew.api.v1.RequestFilter
+	13, // 16: curfew.api.v1.ListRequestsResponse.requests:type_name -> curfew.api.v1.Request
+	20, // 17: curfew.api.v1.WatchRequestsRequest.filter:type_name -> curfew.api.v1.RequestFilter
+	13, // 18: curfew.api.v1.WatchRequestsResponse.request:type_name -> curfew.api.v1.Request
+	13, // 19: curfew.api.v1.WithdrawResponse.request:type_name -> curfew.api.v1.Request
+	13, // 20: curfew.api.v1.ExtendResponse.request:type_name -> curfew.api.v1.Request
+	13, // 21: curfew.api.v1.DoneResponse.request:type_name -> curfew.api.v1.Request
+	13, // 22: curfew.api.v1.ApproveResponse.request:type_name -> curfew.api.v1.Request
+	13, // 23: curfew.api.v1.DenyResponse.request:type_name -> curfew.api.v1.Request
+	15, // 24: curfew.api.v1.EditRequest.ask:type_name -> curfew.api.v1.CreateRequestRequest
+	13, // 25: curfew.api.v1.EditResponse.request:type_name -> curfew.api.v1.Request
+	13, // 26: curfew.api.v1.ReviewEmergencyResponse.request:type_name -> curfew.api.v1.Request
+	13, // 27: curfew.api.v1.RevokeResponse.request:type_name -> curfew.api.v1.Request
+	50, // 28: curfew.api.v1.Host.labels:type_name -> curfew.api.v1.Host.LabelsEntry
+	40, // 29: curfew.api.v1.ListHostsResponse.hosts:type_name -> curfew.api.v1.Host
+	57, // 30: curfew.api.v1.Role.sudo_rules:type_name -> curfew.v1.SudoRule
+	51, // 31: curfew.api.v1.Role.host_labels:type_name -> curfew.api.v1.Role.HostLabelsEntry
+	43, // 32: curfew.api.v1.ListRolesResponse.roles:type_name -> curfew.api.v1.Role
+	46, // 33: curfew.api.v1.ListRecordsResponse.records:type_name -> curfew.api.v1.Record
+	3,  // 34: curfew.api.v1.SignIn.Challenge:input_type -> curfew.api.v1.ChallengeRequest
+	5,  // 35: curfew.api.v1.SignIn.Login:input_type -> curfew.api.v1.LoginRequest
+	7,  // 36: curfew.api.v1.SignIn.Logout:input_type -> curfew.api.v1.LogoutRequest
+	9,  // 37: curfew.api.v1.SignIn.WhoAmI:input_type -> curfew.api.v1.WhoAmIRequest
+	15, // 38: curfew.api.v1.Access.CreateRequest:input_type -> curfew.api.v1.CreateRequestRequest
+	17, // 39: curfew.api.v1.Access.GetRequest:input_type -> curfew.api.v1.GetRequestRequest
+	19, // 40: curfew.api.v1.Access.ListRequests:input_type -> curfew.api.v1.ListRequestsRequest
+	22, // 41: curfew.api.v1.Access.WatchRequests:input_type -> curfew.api.v1.WatchRequestsRequest
+	24, // 42: curfew.api.v1.Access.Withdraw:input_type -> curfew.api.v1.WithdrawRequest
+	26, // 43: curfew.api.v1.Access.Extend:input_type -> curfew.api.v1.ExtendRequest
+	28, // 44: curfew.api.v1.Access.Done:input_type -> curfew.api.v1.DoneRequest
+	30, // 45: curfew.api.v1.Access.Approve:input_type -> curfew.api.v1.ApproveRequest
+	32, // 46: curfew.api.v1.Access.Deny:input_type -> curfew.api.v1.DenyRequest
+	34, // 47: curfew.api.v1.Access.Edit:input_type -> curfew.api.v1.EditRequest
+	36, // 48: curfew.api.v1.Access.ReviewEmergency:input_type -> curfew.api.v1.ReviewEmergencyRequest
+	38, // 49: curfew.api.v1.Access.Revoke:input_type -> curfew.api.v1.RevokeRequest
+	41, // 50: curfew.api.v1.Access.ListHosts:input_type -> curfew.api.v1.ListHostsRequest
+	44, // 51: curfew.api.v1.Access.ListRoles:input_type -> curfew.api.v1.ListRolesRequest
+	47, // 52: curfew.api.v1.Access.ListRecords:input_type -> curfew.api.v1.ListRecordsRequest
+	4,  // 53: curfew.api.v1.SignIn.Challenge:output_type -> curfew.api.v1.ChallengeResponse
+	6,  // 54: curfew.api.v1.SignIn.Login:output_type -> curfew.api.v1.LoginResponse
+	8,  // 55: curfew.api.v1.SignIn.Logout:output_type -> curfew.api.v1.LogoutResponse
+	10, // 56: curfew.api.v1.SignIn.WhoAmI:output_type -> curfew.api.v1.WhoAmIResponse
+	16, // 57: curfew.api.v1.Access.CreateRequest:output_type -> curfew.api.v1.CreateRequestResponse
+	18, // 58: curfew.api.v1.Access.GetRequest:output_type -> curfew.api.v1.GetRequestResponse
+	21, // 59: curfew.api.v1.Access.ListRequests:output_type -> curfew.api.v1.ListRequestsResponse
+	23, // 60: curfew.api.v1.Access.WatchRequests:output_type -> curfew.api.v1.WatchRequestsResponse
+	25, // 61: curfew.api.v1.Access.Withdraw:output_type -> curfew.api.v1.WithdrawResponse
+	27, // 62: curfew.api.v1.Access.Extend:output_type -> curfew.api.v1.ExtendResponse
+	29, // 63: curfew.api.v1.Access.Done:output_type -> curfew.api.v1.DoneResponse
+	31, // 64: curfew.api.v1.Access.Approve:output_type -> curfew.api.v1.ApproveResponse
+	33, // 65: curfew.api.v1.Access.Deny:output_type -> curfew.api.v1.DenyResponse
+	35, // 66: curfew.api.v1.Access.Edit:output_type -> curfew.api.v1.EditResponse
+	37, // 67: curfew.api.v1.Access.ReviewEmergency:output_type -> curfew.api.v1.ReviewEmergencyResponse
+	39, // 68: curfew.api.v1.Access.Revoke:output_type -> curfew.api.v1.RevokeResponse
+	42, // 69: curfew.api.v1.Access.ListHosts:output_type -> curfew.api.v1.ListHostsResponse
+	45, // 70: curfew.api.v1.Access.ListRoles:output_type -> curfew.api.v1.ListRolesResponse
+	48, // 71: curfew.api.v1.Access.ListRecords:output_type -> curfew.api.v1.ListRecordsResponse
+	53, // [53:72] is the sub-list for method output_type
+	34, // [34:53] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_curfew_api_v1_access_proto_init() }
@@ -3082,7 +3599,7 @@ func file_curfew_api_v1_access_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_curfew_api_v1_access_proto_rawDesc), len(file_curfew_api_v1_access_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   44,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

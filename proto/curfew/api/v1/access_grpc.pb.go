@@ -241,19 +241,21 @@ var SignIn_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Access_CreateRequest_FullMethodName = "/curfew.api.v1.Access/CreateRequest"
-	Access_GetRequest_FullMethodName    = "/curfew.api.v1.Access/GetRequest"
-	Access_ListRequests_FullMethodName  = "/curfew.api.v1.Access/ListRequests"
-	Access_WatchRequests_FullMethodName = "/curfew.api.v1.Access/WatchRequests"
-	Access_Withdraw_FullMethodName      = "/curfew.api.v1.Access/Withdraw"
-	Access_Extend_FullMethodName        = "/curfew.api.v1.Access/Extend"
-	Access_Done_FullMethodName          = "/curfew.api.v1.Access/Done"
-	Access_Approve_FullMethodName       = "/curfew.api.v1.Access/Approve"
-	Access_Deny_FullMethodName          = "/curfew.api.v1.Access/Deny"
-	Access_Revoke_FullMethodName        = "/curfew.api.v1.Access/Revoke"
-	Access_ListHosts_FullMethodName     = "/curfew.api.v1.Access/ListHosts"
-	Access_ListRoles_FullMethodName     = "/curfew.api.v1.Access/ListRoles"
-	Access_ListRecords_FullMethodName   = "/curfew.api.v1.Access/ListRecords"
+	Access_CreateRequest_FullMethodName   = "/curfew.api.v1.Access/CreateRequest"
+	Access_GetRequest_FullMethodName      = "/curfew.api.v1.Access/GetRequest"
+	Access_ListRequests_FullMethodName    = "/curfew.api.v1.Access/ListRequests"
+	Access_WatchRequests_FullMethodName   = "/curfew.api.v1.Access/WatchRequests"
+	Access_Withdraw_FullMethodName        = "/curfew.api.v1.Access/Withdraw"
+	Access_Extend_FullMethodName          = "/curfew.api.v1.Access/Extend"
+	Access_Done_FullMethodName            = "/curfew.api.v1.Access/Done"
+	Access_Approve_FullMethodName         = "/curfew.api.v1.Access/Approve"
+	Access_Deny_FullMethodName            = "/curfew.api.v1.Access/Deny"
+	Access_Edit_FullMethodName            = "/curfew.api.v1.Access/Edit"
+	Access_ReviewEmergency_FullMethodName = "/curfew.api.v1.Access/ReviewEmergency"
+	Access_Revoke_FullMethodName          = "/curfew.api.v1.Access/Revoke"
+	Access_ListHosts_FullMethodName       = "/curfew.api.v1.Access/ListHosts"
+	Access_ListRoles_FullMethodName       = "/curfew.api.v1.Access/ListRoles"
+	Access_ListRecords_FullMethodName     = "/curfew.api.v1.Access/ListRecords"
 )
 
 // AccessClient is the client API for Access service.
@@ -273,6 +275,10 @@ type AccessClient interface {
 	Done(ctx context.Context, in *DoneRequest, opts ...grpc.CallOption) (*DoneResponse, error)
 	Approve(ctx context.Context, in *ApproveRequest, opts ...grpc.CallOption) (*ApproveResponse, error)
 	Deny(ctx context.Context, in *DenyRequest, opts ...grpc.CallOption) (*DenyResponse, error)
+	// Changes a request that waits: a new revision with new terms. Approvals of the old one are void.
+	Edit(ctx context.Context, in *EditRequest, opts ...grpc.CallOption) (*EditResponse, error)
+	// Records what an approver of the role found of an emergency request.
+	ReviewEmergency(ctx context.Context, in *ReviewEmergencyRequest, opts ...grpc.CallOption) (*ReviewEmergencyResponse, error)
 	// An admin or an approver of the role's group ends a grant now.
 	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
 	ListHosts(ctx context.Context, in *ListHostsRequest, opts ...grpc.CallOption) (*ListHostsResponse, error)
@@ -388,6 +394,26 @@ func (c *accessClient) Deny(ctx context.Context, in *DenyRequest, opts ...grpc.C
 	return out, nil
 }
 
+func (c *accessClient) Edit(ctx context.Context, in *EditRequest, opts ...grpc.CallOption) (*EditResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EditResponse)
+	err := c.cc.Invoke(ctx, Access_Edit_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accessClient) ReviewEmergency(ctx context.Context, in *ReviewEmergencyRequest, opts ...grpc.CallOption) (*ReviewEmergencyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReviewEmergencyResponse)
+	err := c.cc.Invoke(ctx, Access_ReviewEmergency_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *accessClient) Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RevokeResponse)
@@ -454,6 +480,10 @@ type AccessServer interface {
 	Done(context.Context, *DoneRequest) (*DoneResponse, error)
 	Approve(context.Context, *ApproveRequest) (*ApproveResponse, error)
 	Deny(context.Context, *DenyRequest) (*DenyResponse, error)
+	// Changes a request that waits: a new revision with new terms. Approvals of the old one are void.
+	Edit(context.Context, *EditRequest) (*EditResponse, error)
+	// Records what an approver of the role found of an emergency request.
+	ReviewEmergency(context.Context, *ReviewEmergencyRequest) (*ReviewEmergencyResponse, error)
 	// An admin or an approver of the role's group ends a grant now.
 	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
 	ListHosts(context.Context, *ListHostsRequest) (*ListHostsResponse, error)
@@ -496,6 +526,12 @@ func (UnimplementedAccessServer) Approve(context.Context, *ApproveRequest) (*App
 }
 func (UnimplementedAccessServer) Deny(context.Context, *DenyRequest) (*DenyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Deny not implemented")
+}
+func (UnimplementedAccessServer) Edit(context.Context, *EditRequest) (*EditResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Edit not implemented")
+}
+func (UnimplementedAccessServer) ReviewEmergency(context.Context, *ReviewEmergencyRequest) (*ReviewEmergencyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReviewEmergency not implemented")
 }
 func (UnimplementedAccessServer) Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Revoke not implemented")
@@ -685,6 +721,42 @@ func _Access_Deny_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Access_Edit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EditRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServer).Edit(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Access_Edit_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServer).Edit(ctx, req.(*EditRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Access_ReviewEmergency_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReviewEmergencyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServer).ReviewEmergency(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Access_ReviewEmergency_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServer).ReviewEmergency(ctx, req.(*ReviewEmergencyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Access_Revoke_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RevokeRequest)
 	if err := dec(in); err != nil {
@@ -788,6 +860,14 @@ var Access_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Deny",
 			Handler:    _Access_Deny_Handler,
+		},
+		{
+			MethodName: "Edit",
+			Handler:    _Access_Edit_Handler,
+		},
+		{
+			MethodName: "ReviewEmergency",
+			Handler:    _Access_ReviewEmergency_Handler,
 		},
 		{
 			MethodName: "Revoke",

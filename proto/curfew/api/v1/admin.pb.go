@@ -23,21 +23,2171 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type User struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Uid           uint32                 `protobuf:"varint,2,opt,name=uid,proto3" json:"uid,omitempty"`
-	Admin         bool                   `protobuf:"varint,3,opt,name=admin,proto3" json:"admin,omitempty"`
-	Disabled      bool                   `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
-	SshKeys       []string               `protobuf:"bytes,5,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"`
-	Groups        []string               `protobuf:"bytes,6,rep,name=groups,proto3" json:"groups,omitempty"` // set by groups, read only
+type RolloutState int32
+
+const (
+	RolloutState_ROLLOUT_STATE_UNSPECIFIED RolloutState = 0
+	RolloutState_ROLLOUT_STATE_RUNNING     RolloutState = 1
+	// Nothing is switched; what enforces on trial goes on doing so.
+	RolloutState_ROLLOUT_STATE_PAUSED RolloutState = 2
+	// What it had switched observes again, or will once it is heard.
+	RolloutState_ROLLOUT_STATE_ROLLED_BACK RolloutState = 3
+	RolloutState_ROLLOUT_STATE_FINISHED    RolloutState = 4
+)
+
+// Enum value maps for RolloutState.
+var (
+	RolloutState_name = map[int32]string{
+		0: "ROLLOUT_STATE_UNSPECIFIED",
+		1: "ROLLOUT_STATE_RUNNING",
+		2: "ROLLOUT_STATE_PAUSED",
+		3: "ROLLOUT_STATE_ROLLED_BACK",
+		4: "ROLLOUT_STATE_FINISHED",
+	}
+	RolloutState_value = map[string]int32{
+		"ROLLOUT_STATE_UNSPECIFIED": 0,
+		"ROLLOUT_STATE_RUNNING":     1,
+		"ROLLOUT_STATE_PAUSED":      2,
+		"ROLLOUT_STATE_ROLLED_BACK": 3,
+		"ROLLOUT_STATE_FINISHED":    4,
+	}
+)
+
+func (x RolloutState) Enum() *RolloutState {
+	p := new(RolloutState)
+	*p = x
+	return p
+}
+
+func (x RolloutState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RolloutState) Descriptor() protoreflect.EnumDescriptor {
+	return file_curfew_api_v1_admin_proto_enumTypes[0].Descriptor()
+}
+
+func (RolloutState) Type() protoreflect.EnumType {
+	return &file_curfew_api_v1_admin_proto_enumTypes[0]
+}
+
+func (x RolloutState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RolloutState.Descriptor instead.
+func (RolloutState) EnumDescriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{0}
+}
+
+// RolloutHostState is how far a rollout has got with one host.
+type RolloutHostState int32
+
+const (
+	RolloutHostState_ROLLOUT_HOST_STATE_UNSPECIFIED RolloutHostState = 0
+	// Its stage has not come yet, or it is away.
+	RolloutHostState_ROLLOUT_HOST_STATE_WAITING RolloutHostState = 1
+	// It was told to enforce, and looks itself over.
+	RolloutHostState_ROLLOUT_HOST_STATE_CHECKING RolloutHostState = 2
+	// It enforces, on trial.
+	RolloutHostState_ROLLOUT_HOST_STATE_TRIAL RolloutHostState = 3
+	// It enforces.
+	RolloutHostState_ROLLOUT_HOST_STATE_KEPT RolloutHostState = 4
+	// It enforces by its own word: no rollout switched it, and none switches it back.
+	RolloutHostState_ROLLOUT_HOST_STATE_OWN RolloutHostState = 5
+	// Doctor or its self-test keep it from enforcing.
+	RolloutHostState_ROLLOUT_HOST_STATE_REFUSED RolloutHostState = 6
+	// Root on the host, or its own file, says otherwise; it is left alone.
+	RolloutHostState_ROLLOUT_HOST_STATE_OVERRULED RolloutHostState = 7
+	// It was told to observe again.
+	RolloutHostState_ROLLOUT_HOST_STATE_RETURNING RolloutHostState = 8
+	RolloutHostState_ROLLOUT_HOST_STATE_RETURNED  RolloutHostState = 9
+)
+
+// Enum value maps for RolloutHostState.
+var (
+	RolloutHostState_name = map[int32]string{
+		0: "ROLLOUT_HOST_STATE_UNSPECIFIED",
+		1: "ROLLOUT_HOST_STATE_WAITING",
+		2: "ROLLOUT_HOST_STATE_CHECKING",
+		3: "ROLLOUT_HOST_STATE_TRIAL",
+		4: "ROLLOUT_HOST_STATE_KEPT",
+		5: "ROLLOUT_HOST_STATE_OWN",
+		6: "ROLLOUT_HOST_STATE_REFUSED",
+		7: "ROLLOUT_HOST_STATE_OVERRULED",
+		8: "ROLLOUT_HOST_STATE_RETURNING",
+		9: "ROLLOUT_HOST_STATE_RETURNED",
+	}
+	RolloutHostState_value = map[string]int32{
+		"ROLLOUT_HOST_STATE_UNSPECIFIED": 0,
+		"ROLLOUT_HOST_STATE_WAITING":     1,
+		"ROLLOUT_HOST_STATE_CHECKING":    2,
+		"ROLLOUT_HOST_STATE_TRIAL":       3,
+		"ROLLOUT_HOST_STATE_KEPT":        4,
+		"ROLLOUT_HOST_STATE_OWN":         5,
+		"ROLLOUT_HOST_STATE_REFUSED":     6,
+		"ROLLOUT_HOST_STATE_OVERRULED":   7,
+		"ROLLOUT_HOST_STATE_RETURNING":   8,
+		"ROLLOUT_HOST_STATE_RETURNED":    9,
+	}
+)
+
+func (x RolloutHostState) Enum() *RolloutHostState {
+	p := new(RolloutHostState)
+	*p = x
+	return p
+}
+
+func (x RolloutHostState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RolloutHostState) Descriptor() protoreflect.EnumDescriptor {
+	return file_curfew_api_v1_admin_proto_enumTypes[1].Descriptor()
+}
+
+func (RolloutHostState) Type() protoreflect.EnumType {
+	return &file_curfew_api_v1_admin_proto_enumTypes[1]
+}
+
+func (x RolloutHostState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RolloutHostState.Descriptor instead.
+func (RolloutHostState) EnumDescriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{1}
+}
+
+type ListCodesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only this host's; empty: all.
+	Host          string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
+func (x *ListCodesRequest) Reset() {
+	*x = ListCodesRequest{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCodesRequest) ProtoMessage() {}
+
+func (x *ListCodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCodesRequest.ProtoReflect.Descriptor instead.
+func (*ListCodesRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ListCodesRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+type ListCodesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sets          []*CodeSet             `protobuf:"bytes,1,rep,name=sets,proto3" json:"sets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCodesResponse) Reset() {
+	*x = ListCodesResponse{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCodesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCodesResponse) ProtoMessage() {}
+
+func (x *ListCodesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCodesResponse.ProtoReflect.Descriptor instead.
+func (*ListCodesResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ListCodesResponse) GetSets() []*CodeSet {
+	if x != nil {
+		return x.Sets
+	}
+	return nil
+}
+
+// CodeSet is what is known here of a host's codes.
+type CodeSet struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Host   string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	HostId []byte                 `protobuf:"bytes,2,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
+	SetId  []byte                 `protobuf:"bytes,3,opt,name=set_id,json=setId,proto3" json:"set_id,omitempty"` // 16 bytes
+	MadeMs int64                  `protobuf:"varint,4,opt,name=made_ms,json=madeMs,proto3" json:"made_ms,omitempty"`
+	// Names of the people whose SSH keys it is sealed to.
+	Custodians []string     `protobuf:"bytes,5,rep,name=custodians,proto3" json:"custodians,omitempty"`
+	Codes      []*CodeState `protobuf:"bytes,6,rep,name=codes,proto3" json:"codes,omitempty"`
+	// What the host last said, while it is connected: a code opens something; for how long at most;
+	// grants that codes have open now.
+	Connected     bool   `protobuf:"varint,7,opt,name=connected,proto3" json:"connected,omitempty"`
+	Enabled       bool   `protobuf:"varint,8,opt,name=enabled,proto3" json:"enabled,omitempty"`
+	MaxDurationMs int64  `protobuf:"varint,9,opt,name=max_duration_ms,json=maxDurationMs,proto3" json:"max_duration_ms,omitempty"`
+	Open          uint32 `protobuf:"varint,10,opt,name=open,proto3" json:"open,omitempty"`
+	// Who has asked for a new set that is not there yet.
+	RotatingBy    string `protobuf:"bytes,11,opt,name=rotating_by,json=rotatingBy,proto3" json:"rotating_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CodeSet) Reset() {
+	*x = CodeSet{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CodeSet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CodeSet) ProtoMessage() {}
+
+func (x *CodeSet) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CodeSet.ProtoReflect.Descriptor instead.
+func (*CodeSet) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CodeSet) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *CodeSet) GetHostId() []byte {
+	if x != nil {
+		return x.HostId
+	}
+	return nil
+}
+
+func (x *CodeSet) GetSetId() []byte {
+	if x != nil {
+		return x.SetId
+	}
+	return nil
+}
+
+func (x *CodeSet) GetMadeMs() int64 {
+	if x != nil {
+		return x.MadeMs
+	}
+	return 0
+}
+
+func (x *CodeSet) GetCustodians() []string {
+	if x != nil {
+		return x.Custodians
+	}
+	return nil
+}
+
+func (x *CodeSet) GetCodes() []*CodeState {
+	if x != nil {
+		return x.Codes
+	}
+	return nil
+}
+
+func (x *CodeSet) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *CodeSet) GetEnabled() bool {
+	if x != nil {
+		return x.Enabled
+	}
+	return false
+}
+
+func (x *CodeSet) GetMaxDurationMs() int64 {
+	if x != nil {
+		return x.MaxDurationMs
+	}
+	return 0
+}
+
+func (x *CodeSet) GetOpen() uint32 {
+	if x != nil {
+		return x.Open
+	}
+	return 0
+}
+
+func (x *CodeSet) GetRotatingBy() string {
+	if x != nil {
+		return x.RotatingBy
+	}
+	return ""
+}
+
+type CodeState struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Number    uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // from 1
+	FetchedBy string                 `protobuf:"bytes,2,opt,name=fetched_by,json=fetchedBy,proto3" json:"fetched_by,omitempty"`
+	FetchedMs int64                  `protobuf:"varint,3,opt,name=fetched_ms,json=fetchedMs,proto3" json:"fetched_ms,omitempty"`
+	// The login that used it, as the host reported.
+	UsedBy        string `protobuf:"bytes,4,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
+	UsedMs        int64  `protobuf:"varint,5,opt,name=used_ms,json=usedMs,proto3" json:"used_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CodeState) Reset() {
+	*x = CodeState{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CodeState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CodeState) ProtoMessage() {}
+
+func (x *CodeState) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CodeState.ProtoReflect.Descriptor instead.
+func (*CodeState) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *CodeState) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *CodeState) GetFetchedBy() string {
+	if x != nil {
+		return x.FetchedBy
+	}
+	return ""
+}
+
+func (x *CodeState) GetFetchedMs() int64 {
+	if x != nil {
+		return x.FetchedMs
+	}
+	return 0
+}
+
+func (x *CodeState) GetUsedBy() string {
+	if x != nil {
+		return x.UsedBy
+	}
+	return ""
+}
+
+func (x *CodeState) GetUsedMs() int64 {
+	if x != nil {
+		return x.UsedMs
+	}
+	return 0
+}
+
+type FetchCodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// 0: the first that nobody has fetched. Another: one that the caller fetched before.
+	Number        uint32 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchCodeRequest) Reset() {
+	*x = FetchCodeRequest{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchCodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchCodeRequest) ProtoMessage() {}
+
+func (x *FetchCodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchCodeRequest.ProtoReflect.Descriptor instead.
+func (*FetchCodeRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *FetchCodeRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *FetchCodeRequest) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+type FetchCodeResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Set    *CodeSet               `protobuf:"bytes,1,opt,name=set,proto3" json:"set,omitempty"`
+	Number uint32                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	// An age file (age-encryption.org/v1, binary).
+	Sealed        []byte `protobuf:"bytes,3,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchCodeResponse) Reset() {
+	*x = FetchCodeResponse{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchCodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchCodeResponse) ProtoMessage() {}
+
+func (x *FetchCodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchCodeResponse.ProtoReflect.Descriptor instead.
+func (*FetchCodeResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *FetchCodeResponse) GetSet() *CodeSet {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *FetchCodeResponse) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *FetchCodeResponse) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+type RotateCodesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateCodesRequest) Reset() {
+	*x = RotateCodesRequest{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateCodesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateCodesRequest) ProtoMessage() {}
+
+func (x *RotateCodesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateCodesRequest.ProtoReflect.Descriptor instead.
+func (*RotateCodesRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RotateCodesRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+type RotateCodesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Set           *CodeSet               `protobuf:"bytes,1,opt,name=set,proto3" json:"set,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateCodesResponse) Reset() {
+	*x = RotateCodesResponse{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateCodesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateCodesResponse) ProtoMessage() {}
+
+func (x *RotateCodesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateCodesResponse.ProtoReflect.Descriptor instead.
+func (*RotateCodesResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RotateCodesResponse) GetSet() *CodeSet {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+type RolloutStage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A host is of the first stage whose labels it carries.
+	Labels        map[string]string `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Hosts         []*RolloutHost    `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutStage) Reset() {
+	*x = RolloutStage{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutStage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutStage) ProtoMessage() {}
+
+func (x *RolloutStage) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutStage.ProtoReflect.Descriptor instead.
+func (*RolloutStage) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RolloutStage) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *RolloutStage) GetHosts() []*RolloutHost {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+type RolloutHost struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	State   RolloutHostState       `protobuf:"varint,2,opt,name=state,proto3,enum=curfew.api.v1.RolloutHostState" json:"state,omitempty"`
+	SinceMs int64                  `protobuf:"varint,3,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"`
+	// What the host refused since it was switched, and what it would have refused before.
+	Refused     uint64 `protobuf:"varint,4,opt,name=refused,proto3" json:"refused,omitempty"`
+	WouldRefuse uint64 `protobuf:"varint,5,opt,name=would_refuse,json=wouldRefuse,proto3" json:"would_refuse,omitempty"`
+	// Why it is so, in words.
+	Detail    string `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
+	Connected bool   `protobuf:"varint,7,opt,name=connected,proto3" json:"connected,omitempty"`
+	// What it last said: observe, enforce, or "enforce, on trial".
+	Mode string `protobuf:"bytes,8,opt,name=mode,proto3" json:"mode,omitempty"`
+	// Its own file lets rollouts switch it; false too before it said so.
+	Follows       bool `protobuf:"varint,9,opt,name=follows,proto3" json:"follows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutHost) Reset() {
+	*x = RolloutHost{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutHost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutHost) ProtoMessage() {}
+
+func (x *RolloutHost) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutHost.ProtoReflect.Descriptor instead.
+func (*RolloutHost) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RolloutHost) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RolloutHost) GetState() RolloutHostState {
+	if x != nil {
+		return x.State
+	}
+	return RolloutHostState_ROLLOUT_HOST_STATE_UNSPECIFIED
+}
+
+func (x *RolloutHost) GetSinceMs() int64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
+func (x *RolloutHost) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+func (x *RolloutHost) GetWouldRefuse() uint64 {
+	if x != nil {
+		return x.WouldRefuse
+	}
+	return 0
+}
+
+func (x *RolloutHost) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *RolloutHost) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *RolloutHost) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *RolloutHost) GetFollows() bool {
+	if x != nil {
+		return x.Follows
+	}
+	return false
+}
+
+type Rollout struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	State  RolloutState           `protobuf:"varint,3,opt,name=state,proto3,enum=curfew.api.v1.RolloutState" json:"state,omitempty"`
+	Stages []*RolloutStage        `protobuf:"bytes,4,rep,name=stages,proto3" json:"stages,omitempty"`
+	// The stage that it is at, from 0.
+	Stage       uint32 `protobuf:"varint,5,opt,name=stage,proto3" json:"stage,omitempty"`
+	SoakMs      int64  `protobuf:"varint,6,opt,name=soak_ms,json=soakMs,proto3" json:"soak_ms,omitempty"`
+	MaxRefusals uint32 `protobuf:"varint,7,opt,name=max_refusals,json=maxRefusals,proto3" json:"max_refusals,omitempty"`
+	// Too many refusals only pause it.
+	PauseOnRefusals bool `protobuf:"varint,8,opt,name=pause_on_refusals,json=pauseOnRefusals,proto3" json:"pause_on_refusals,omitempty"`
+	// Refusals since the stage began, or since it was resumed.
+	Refusals uint64 `protobuf:"varint,9,opt,name=refusals,proto3" json:"refusals,omitempty"`
+	// Why it is paused or rolled back.
+	Reason       string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	StartedBy    string `protobuf:"bytes,11,opt,name=started_by,json=startedBy,proto3" json:"started_by,omitempty"`
+	StartedMs    int64  `protobuf:"varint,12,opt,name=started_ms,json=startedMs,proto3" json:"started_ms,omitempty"`
+	StageSinceMs int64  `protobuf:"varint,13,opt,name=stage_since_ms,json=stageSinceMs,proto3" json:"stage_since_ms,omitempty"`
+	// What it waits for, in words.
+	Next          string `protobuf:"bytes,14,opt,name=next,proto3" json:"next,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rollout) Reset() {
+	*x = Rollout{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rollout) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rollout) ProtoMessage() {}
+
+func (x *Rollout) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rollout.ProtoReflect.Descriptor instead.
+func (*Rollout) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Rollout) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Rollout) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Rollout) GetState() RolloutState {
+	if x != nil {
+		return x.State
+	}
+	return RolloutState_ROLLOUT_STATE_UNSPECIFIED
+}
+
+func (x *Rollout) GetStages() []*RolloutStage {
+	if x != nil {
+		return x.Stages
+	}
+	return nil
+}
+
+func (x *Rollout) GetStage() uint32 {
+	if x != nil {
+		return x.Stage
+	}
+	return 0
+}
+
+func (x *Rollout) GetSoakMs() int64 {
+	if x != nil {
+		return x.SoakMs
+	}
+	return 0
+}
+
+func (x *Rollout) GetMaxRefusals() uint32 {
+	if x != nil {
+		return x.MaxRefusals
+	}
+	return 0
+}
+
+func (x *Rollout) GetPauseOnRefusals() bool {
+	if x != nil {
+		return x.PauseOnRefusals
+	}
+	return false
+}
+
+func (x *Rollout) GetRefusals() uint64 {
+	if x != nil {
+		return x.Refusals
+	}
+	return 0
+}
+
+func (x *Rollout) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Rollout) GetStartedBy() string {
+	if x != nil {
+		return x.StartedBy
+	}
+	return ""
+}
+
+func (x *Rollout) GetStartedMs() int64 {
+	if x != nil {
+		return x.StartedMs
+	}
+	return 0
+}
+
+func (x *Rollout) GetStageSinceMs() int64 {
+	if x != nil {
+		return x.StageSinceMs
+	}
+	return 0
+}
+
+func (x *Rollout) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
+}
+
+type StartRolloutRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// In order, 1 to 16; hosts are ignored.
+	Stages []*RolloutStage `protobuf:"bytes,2,rep,name=stages,proto3" json:"stages,omitempty"`
+	// How long a host enforces on trial.
+	SoakMs          int64  `protobuf:"varint,3,opt,name=soak_ms,json=soakMs,proto3" json:"soak_ms,omitempty"`
+	MaxRefusals     uint32 `protobuf:"varint,4,opt,name=max_refusals,json=maxRefusals,proto3" json:"max_refusals,omitempty"`
+	PauseOnRefusals bool   `protobuf:"varint,5,opt,name=pause_on_refusals,json=pauseOnRefusals,proto3" json:"pause_on_refusals,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *StartRolloutRequest) Reset() {
+	*x = StartRolloutRequest{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartRolloutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartRolloutRequest) ProtoMessage() {}
+
+func (x *StartRolloutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartRolloutRequest.ProtoReflect.Descriptor instead.
+func (*StartRolloutRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *StartRolloutRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *StartRolloutRequest) GetStages() []*RolloutStage {
+	if x != nil {
+		return x.Stages
+	}
+	return nil
+}
+
+func (x *StartRolloutRequest) GetSoakMs() int64 {
+	if x != nil {
+		return x.SoakMs
+	}
+	return 0
+}
+
+func (x *StartRolloutRequest) GetMaxRefusals() uint32 {
+	if x != nil {
+		return x.MaxRefusals
+	}
+	return 0
+}
+
+func (x *StartRolloutRequest) GetPauseOnRefusals() bool {
+	if x != nil {
+		return x.PauseOnRefusals
+	}
+	return false
+}
+
+type StartRolloutResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rollout       *Rollout               `protobuf:"bytes,1,opt,name=rollout,proto3" json:"rollout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartRolloutResponse) Reset() {
+	*x = StartRolloutResponse{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartRolloutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartRolloutResponse) ProtoMessage() {}
+
+func (x *StartRolloutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartRolloutResponse.ProtoReflect.Descriptor instead.
+func (*StartRolloutResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *StartRolloutResponse) GetRollout() *Rollout {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+type GetRolloutRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRolloutRequest) Reset() {
+	*x = GetRolloutRequest{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRolloutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRolloutRequest) ProtoMessage() {}
+
+func (x *GetRolloutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRolloutRequest.ProtoReflect.Descriptor instead.
+func (*GetRolloutRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GetRolloutRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type GetRolloutResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rollout       *Rollout               `protobuf:"bytes,1,opt,name=rollout,proto3" json:"rollout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRolloutResponse) Reset() {
+	*x = GetRolloutResponse{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRolloutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRolloutResponse) ProtoMessage() {}
+
+func (x *GetRolloutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRolloutResponse.ProtoReflect.Descriptor instead.
+func (*GetRolloutResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GetRolloutResponse) GetRollout() *Rollout {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+type ListRolloutsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRolloutsRequest) Reset() {
+	*x = ListRolloutsRequest{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRolloutsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRolloutsRequest) ProtoMessage() {}
+
+func (x *ListRolloutsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRolloutsRequest.ProtoReflect.Descriptor instead.
+func (*ListRolloutsRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+type ListRolloutsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Newest first, without their hosts.
+	Rollouts      []*Rollout `protobuf:"bytes,1,rep,name=rollouts,proto3" json:"rollouts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRolloutsResponse) Reset() {
+	*x = ListRolloutsResponse{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRolloutsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRolloutsResponse) ProtoMessage() {}
+
+func (x *ListRolloutsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRolloutsResponse.ProtoReflect.Descriptor instead.
+func (*ListRolloutsResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListRolloutsResponse) GetRollouts() []*Rollout {
+	if x != nil {
+		return x.Rollouts
+	}
+	return nil
+}
+
+type SteerRolloutRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Running: resume it.
+	To            RolloutState `protobuf:"varint,2,opt,name=to,proto3,enum=curfew.api.v1.RolloutState" json:"to,omitempty"`
+	Reason        string       `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SteerRolloutRequest) Reset() {
+	*x = SteerRolloutRequest{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SteerRolloutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SteerRolloutRequest) ProtoMessage() {}
+
+func (x *SteerRolloutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SteerRolloutRequest.ProtoReflect.Descriptor instead.
+func (*SteerRolloutRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *SteerRolloutRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SteerRolloutRequest) GetTo() RolloutState {
+	if x != nil {
+		return x.To
+	}
+	return RolloutState_ROLLOUT_STATE_UNSPECIFIED
+}
+
+func (x *SteerRolloutRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type SteerRolloutResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rollout       *Rollout               `protobuf:"bytes,1,opt,name=rollout,proto3" json:"rollout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SteerRolloutResponse) Reset() {
+	*x = SteerRolloutResponse{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SteerRolloutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SteerRolloutResponse) ProtoMessage() {}
+
+func (x *SteerRolloutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SteerRolloutResponse.ProtoReflect.Descriptor instead.
+func (*SteerRolloutResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SteerRolloutResponse) GetRollout() *Rollout {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+type ApplyPolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The YAML text as it stands, at most 1 MiB; comments are kept.
+	Text []byte `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	// Name of the file, for messages.
+	File   string `protobuf:"bytes,2,opt,name=file,proto3" json:"file,omitempty"`
+	DryRun bool   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Hash of the policy that this one replaces; refused when another one is in force. Empty: any.
+	Replaces      []byte `protobuf:"bytes,4,opt,name=replaces,proto3" json:"replaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyPolicyRequest) Reset() {
+	*x = ApplyPolicyRequest{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyPolicyRequest) ProtoMessage() {}
+
+func (x *ApplyPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyPolicyRequest.ProtoReflect.Descriptor instead.
+func (*ApplyPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ApplyPolicyRequest) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
+func (x *ApplyPolicyRequest) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *ApplyPolicyRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ApplyPolicyRequest) GetReplaces() []byte {
+	if x != nil {
+		return x.Replaces
+	}
+	return nil
+}
+
+type ApplyPolicyResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Version  *PolicyVersion         `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Warnings []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// The trust file must be signed before all of it counts on hosts.
+	TrustWaits    bool `protobuf:"varint,3,opt,name=trust_waits,json=trustWaits,proto3" json:"trust_waits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyPolicyResponse) Reset() {
+	*x = ApplyPolicyResponse{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyPolicyResponse) ProtoMessage() {}
+
+func (x *ApplyPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyPolicyResponse.ProtoReflect.Descriptor instead.
+func (*ApplyPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ApplyPolicyResponse) GetVersion() *PolicyVersion {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+func (x *ApplyPolicyResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *ApplyPolicyResponse) GetTrustWaits() bool {
+	if x != nil {
+		return x.TrustWaits
+	}
+	return false
+}
+
+type ClearPolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hash of the policy that is taken out of force; empty for whatever is.
+	Replaces      []byte `protobuf:"bytes,1,opt,name=replaces,proto3" json:"replaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClearPolicyRequest) Reset() {
+	*x = ClearPolicyRequest{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClearPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClearPolicyRequest) ProtoMessage() {}
+
+func (x *ClearPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClearPolicyRequest.ProtoReflect.Descriptor instead.
+func (*ClearPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ClearPolicyRequest) GetReplaces() []byte {
+	if x != nil {
+		return x.Replaces
+	}
+	return nil
+}
+
+type ClearPolicyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of no roles and no rules.
+	Version  *PolicyVersion `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Warnings []string       `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// The trust file must be signed before hosts ask for the directory's approvals.
+	TrustWaits    bool `protobuf:"varint,3,opt,name=trust_waits,json=trustWaits,proto3" json:"trust_waits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClearPolicyResponse) Reset() {
+	*x = ClearPolicyResponse{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClearPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClearPolicyResponse) ProtoMessage() {}
+
+func (x *ClearPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClearPolicyResponse.ProtoReflect.Descriptor instead.
+func (*ClearPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ClearPolicyResponse) GetVersion() *PolicyVersion {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+func (x *ClearPolicyResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *ClearPolicyResponse) GetTrustWaits() bool {
+	if x != nil {
+		return x.TrustWaits
+	}
+	return false
+}
+
+type PolicyVersion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hash          []byte                 `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"`      // SHA-256 of the text
+	Number        uint64                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"` // from 1; 0: the built-in policy of the directory's roles
+	AppliedBy     string                 `protobuf:"bytes,3,opt,name=applied_by,json=appliedBy,proto3" json:"applied_by,omitempty"`
+	AppliedMs     int64                  `protobuf:"varint,4,opt,name=applied_ms,json=appliedMs,proto3" json:"applied_ms,omitempty"`
+	Roles         uint32                 `protobuf:"varint,5,opt,name=roles,proto3" json:"roles,omitempty"`
+	Rules         uint32                 `protobuf:"varint,6,opt,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyVersion) Reset() {
+	*x = PolicyVersion{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyVersion) ProtoMessage() {}
+
+func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyVersion.ProtoReflect.Descriptor instead.
+func (*PolicyVersion) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *PolicyVersion) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *PolicyVersion) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *PolicyVersion) GetAppliedBy() string {
+	if x != nil {
+		return x.AppliedBy
+	}
+	return ""
+}
+
+func (x *PolicyVersion) GetAppliedMs() int64 {
+	if x != nil {
+		return x.AppliedMs
+	}
+	return 0
+}
+
+func (x *PolicyVersion) GetRoles() uint32 {
+	if x != nil {
+		return x.Roles
+	}
+	return 0
+}
+
+func (x *PolicyVersion) GetRules() uint32 {
+	if x != nil {
+		return x.Rules
+	}
+	return 0
+}
+
+type GetPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hash          []byte                 `protobuf:"bytes,1,opt,name=hash,proto3" json:"hash,omitempty"` // empty: the one in force
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPolicyRequest) Reset() {
+	*x = GetPolicyRequest{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPolicyRequest) ProtoMessage() {}
+
+func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
+func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *GetPolicyRequest) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+type GetPolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       *PolicyVersion         `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Text          []byte                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPolicyResponse) Reset() {
+	*x = GetPolicyResponse{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPolicyResponse) ProtoMessage() {}
+
+func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
+func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *GetPolicyResponse) GetVersion() *PolicyVersion {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+func (x *GetPolicyResponse) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
+type ListPoliciesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPoliciesRequest) Reset() {
+	*x = ListPoliciesRequest{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPoliciesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPoliciesRequest) ProtoMessage() {}
+
+func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
+func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{26}
+}
+
+type ListPoliciesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Versions      []*PolicyVersion       `protobuf:"bytes,1,rep,name=versions,proto3" json:"versions,omitempty"` // newest first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPoliciesResponse) Reset() {
+	*x = ListPoliciesResponse{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPoliciesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPoliciesResponse) ProtoMessage() {}
+
+func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
+func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ListPoliciesResponse) GetVersions() []*PolicyVersion {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+type ExplainRequestRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainRequestRequest) Reset() {
+	*x = ExplainRequestRequest{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainRequestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainRequestRequest) ProtoMessage() {}
+
+func (x *ExplainRequestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainRequestRequest.ProtoReflect.Descriptor instead.
+func (*ExplainRequestRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ExplainRequestRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ExplainRequestResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One line per rule that was looked at, in order: name, line, matched or why not.
+	Steps   []string `protobuf:"bytes,1,rep,name=steps,proto3" json:"steps,omitempty"`
+	Verdict string   `protobuf:"bytes,2,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	// The same under the policy in force now, when that is another one.
+	StepsNow      []string `protobuf:"bytes,3,rep,name=steps_now,json=stepsNow,proto3" json:"steps_now,omitempty"`
+	VerdictNow    string   `protobuf:"bytes,4,opt,name=verdict_now,json=verdictNow,proto3" json:"verdict_now,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainRequestResponse) Reset() {
+	*x = ExplainRequestResponse{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainRequestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainRequestResponse) ProtoMessage() {}
+
+func (x *ExplainRequestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainRequestResponse.ProtoReflect.Descriptor instead.
+func (*ExplainRequestResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ExplainRequestResponse) GetSteps() []string {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *ExplainRequestResponse) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *ExplainRequestResponse) GetStepsNow() []string {
+	if x != nil {
+		return x.StepsNow
+	}
+	return nil
+}
+
+func (x *ExplainRequestResponse) GetVerdictNow() string {
+	if x != nil {
+		return x.VerdictNow
+	}
+	return ""
+}
+
+type ReplayPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Text          []byte                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"` // empty: the policy in force
+	SinceMs       int64                  `protobuf:"varint,2,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplayPolicyRequest) Reset() {
+	*x = ReplayPolicyRequest{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplayPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplayPolicyRequest) ProtoMessage() {}
+
+func (x *ReplayPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplayPolicyRequest.ProtoReflect.Descriptor instead.
+func (*ReplayPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ReplayPolicyRequest) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
+func (x *ReplayPolicyRequest) GetSinceMs() int64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
+type ReplayPolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Replayed      uint32                 `protobuf:"varint,1,opt,name=replayed,proto3" json:"replayed,omitempty"`
+	Differences   []*ReplayDifference    `protobuf:"bytes,2,rep,name=differences,proto3" json:"differences,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplayPolicyResponse) Reset() {
+	*x = ReplayPolicyResponse{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplayPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplayPolicyResponse) ProtoMessage() {}
+
+func (x *ReplayPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplayPolicyResponse.ProtoReflect.Descriptor instead.
+func (*ReplayPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ReplayPolicyResponse) GetReplayed() uint32 {
+	if x != nil {
+		return x.Replayed
+	}
+	return 0
+}
+
+func (x *ReplayPolicyResponse) GetDifferences() []*ReplayDifference {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+type ReplayDifference struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Requester     string                 `protobuf:"bytes,2,opt,name=requester,proto3" json:"requester,omitempty"`
+	Role          string                 `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
+	Was           string                 `protobuf:"bytes,4,opt,name=was,proto3" json:"was,omitempty"`
+	WouldBe       string                 `protobuf:"bytes,5,opt,name=would_be,json=wouldBe,proto3" json:"would_be,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplayDifference) Reset() {
+	*x = ReplayDifference{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplayDifference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplayDifference) ProtoMessage() {}
+
+func (x *ReplayDifference) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplayDifference.ProtoReflect.Descriptor instead.
+func (*ReplayDifference) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ReplayDifference) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ReplayDifference) GetRequester() string {
+	if x != nil {
+		return x.Requester
+	}
+	return ""
+}
+
+func (x *ReplayDifference) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *ReplayDifference) GetWas() string {
+	if x != nil {
+		return x.Was
+	}
+	return ""
+}
+
+func (x *ReplayDifference) GetWouldBe() string {
+	if x != nil {
+		return x.WouldBe
+	}
+	return ""
+}
+
+type User struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Name     string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Uid      uint32                 `protobuf:"varint,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	Admin    bool                   `protobuf:"varint,3,opt,name=admin,proto3" json:"admin,omitempty"`
+	Disabled bool                   `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	SshKeys  []string               `protobuf:"bytes,5,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"`
+	Groups   []string               `protobuf:"bytes,6,rep,name=groups,proto3" json:"groups,omitempty"` // set by groups, read only
+	// Absent in PutUser: as it was.
+	Email      *string `protobuf:"bytes,7,opt,name=email,proto3,oneof" json:"email,omitempty"`
+	Manager    *string `protobuf:"bytes,8,opt,name=manager,proto3,oneof" json:"manager,omitempty"`                    // a user name
+	Auditor    bool    `protobuf:"varint,9,opt,name=auditor,proto3" json:"auditor,omitempty"`                         // sees everything, changes nothing
+	Kind       string  `protobuf:"bytes,10,opt,name=kind,proto3" json:"kind,omitempty"`                               // person or workload; read only
+	Source     string  `protobuf:"bytes,11,opt,name=source,proto3" json:"source,omitempty"`                           // local, oidc or scim; read only
+	DisabledBy string  `protobuf:"bytes,12,opt,name=disabled_by,json=disabledBy,proto3" json:"disabled_by,omitempty"` // admin, oidc or scim; empty while enabled; read only
+	// Approvals of theirs count only by a security key that verified them (PIN or fingerprint). Absent in
+	// PutUser: as it was.
+	VerifyRequired *bool `protobuf:"varint,13,opt,name=verify_required,json=verifyRequired,proto3,oneof" json:"verify_required,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[0]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -49,7 +2199,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[0]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -62,7 +2212,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{0}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *User) GetName() string {
@@ -107,6 +2257,55 @@ func (x *User) GetGroups() []string {
 	return nil
 }
 
+func (x *User) GetEmail() string {
+	if x != nil && x.Email != nil {
+		return *x.Email
+	}
+	return ""
+}
+
+func (x *User) GetManager() string {
+	if x != nil && x.Manager != nil {
+		return *x.Manager
+	}
+	return ""
+}
+
+func (x *User) GetAuditor() bool {
+	if x != nil {
+		return x.Auditor
+	}
+	return false
+}
+
+func (x *User) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *User) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *User) GetDisabledBy() string {
+	if x != nil {
+		return x.DisabledBy
+	}
+	return ""
+}
+
+func (x *User) GetVerifyRequired() bool {
+	if x != nil && x.VerifyRequired != nil {
+		return *x.VerifyRequired
+	}
+	return false
+}
+
 type PutUserRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	User  *User                  `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
@@ -118,7 +2317,7 @@ type PutUserRequest struct {
 
 func (x *PutUserRequest) Reset() {
 	*x = PutUserRequest{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[1]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -130,7 +2329,7 @@ func (x *PutUserRequest) String() string {
 func (*PutUserRequest) ProtoMessage() {}
 
 func (x *PutUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[1]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -143,7 +2342,7 @@ func (x *PutUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutUserRequest.ProtoReflect.Descriptor instead.
 func (*PutUserRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{1}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PutUserRequest) GetUser() *User {
@@ -169,7 +2368,7 @@ type PutUserResponse struct {
 
 func (x *PutUserResponse) Reset() {
 	*x = PutUserResponse{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[2]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -181,7 +2380,7 @@ func (x *PutUserResponse) String() string {
 func (*PutUserResponse) ProtoMessage() {}
 
 func (x *PutUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[2]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -194,7 +2393,7 @@ func (x *PutUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutUserResponse.ProtoReflect.Descriptor instead.
 func (*PutUserResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PutUserResponse) GetUser() *User {
@@ -214,7 +2413,7 @@ type DisableUserRequest struct {
 
 func (x *DisableUserRequest) Reset() {
 	*x = DisableUserRequest{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[3]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -226,7 +2425,7 @@ func (x *DisableUserRequest) String() string {
 func (*DisableUserRequest) ProtoMessage() {}
 
 func (x *DisableUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[3]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -239,7 +2438,7 @@ func (x *DisableUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableUserRequest.ProtoReflect.Descriptor instead.
 func (*DisableUserRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DisableUserRequest) GetName() string {
@@ -258,7 +2457,7 @@ type DisableUserResponse struct {
 
 func (x *DisableUserResponse) Reset() {
 	*x = DisableUserResponse{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[4]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -270,7 +2469,7 @@ func (x *DisableUserResponse) String() string {
 func (*DisableUserResponse) ProtoMessage() {}
 
 func (x *DisableUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[4]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -283,7 +2482,7 @@ func (x *DisableUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DisableUserResponse.ProtoReflect.Descriptor instead.
 func (*DisableUserResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DisableUserResponse) GetUser() *User {
@@ -301,7 +2500,7 @@ type ListUsersRequest struct {
 
 func (x *ListUsersRequest) Reset() {
 	*x = ListUsersRequest{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[5]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -313,7 +2512,7 @@ func (x *ListUsersRequest) String() string {
 func (*ListUsersRequest) ProtoMessage() {}
 
 func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[5]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -326,7 +2525,7 @@ func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersRequest.ProtoReflect.Descriptor instead.
 func (*ListUsersRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 type ListUsersResponse struct {
@@ -338,7 +2537,7 @@ type ListUsersResponse struct {
 
 func (x *ListUsersResponse) Reset() {
 	*x = ListUsersResponse{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[6]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -350,7 +2549,7 @@ func (x *ListUsersResponse) String() string {
 func (*ListUsersResponse) ProtoMessage() {}
 
 func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[6]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -363,7 +2562,7 @@ func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersResponse.ProtoReflect.Descriptor instead.
 func (*ListUsersResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListUsersResponse) GetUsers() []*User {
@@ -374,16 +2573,19 @@ func (x *ListUsersResponse) GetUsers() []*User {
 }
 
 type Group struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Members       []string               `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Members []string               `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
+	// local, oidc or scim: who keeps the members. In PutGroup, empty leaves it; another value hands the
+	// group over.
+	Source        string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[7]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -395,7 +2597,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[7]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -408,7 +2610,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Group) GetName() string {
@@ -425,6 +2627,13 @@ func (x *Group) GetMembers() []string {
 	return nil
 }
 
+func (x *Group) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
 type PutGroupRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         *Group                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -434,7 +2643,7 @@ type PutGroupRequest struct {
 
 func (x *PutGroupRequest) Reset() {
 	*x = PutGroupRequest{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[8]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +2655,7 @@ func (x *PutGroupRequest) String() string {
 func (*PutGroupRequest) ProtoMessage() {}
 
 func (x *PutGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[8]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +2668,7 @@ func (x *PutGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutGroupRequest.ProtoReflect.Descriptor instead.
 func (*PutGroupRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PutGroupRequest) GetGroup() *Group {
@@ -478,7 +2687,7 @@ type PutGroupResponse struct {
 
 func (x *PutGroupResponse) Reset() {
 	*x = PutGroupResponse{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[9]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -490,7 +2699,7 @@ func (x *PutGroupResponse) String() string {
 func (*PutGroupResponse) ProtoMessage() {}
 
 func (x *PutGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[9]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -503,7 +2712,7 @@ func (x *PutGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutGroupResponse.ProtoReflect.Descriptor instead.
 func (*PutGroupResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PutGroupResponse) GetGroup() *Group {
@@ -522,7 +2731,7 @@ type DeleteGroupRequest struct {
 
 func (x *DeleteGroupRequest) Reset() {
 	*x = DeleteGroupRequest{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[10]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +2743,7 @@ func (x *DeleteGroupRequest) String() string {
 func (*DeleteGroupRequest) ProtoMessage() {}
 
 func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[10]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +2756,7 @@ func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGroupRequest.ProtoReflect.Descriptor instead.
 func (*DeleteGroupRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DeleteGroupRequest) GetName() string {
@@ -565,7 +2774,7 @@ type DeleteGroupResponse struct {
 
 func (x *DeleteGroupResponse) Reset() {
 	*x = DeleteGroupResponse{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[11]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -577,7 +2786,7 @@ func (x *DeleteGroupResponse) String() string {
 func (*DeleteGroupResponse) ProtoMessage() {}
 
 func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[11]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -590,7 +2799,7 @@ func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGroupResponse.ProtoReflect.Descriptor instead.
 func (*DeleteGroupResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 type ListGroupsRequest struct {
@@ -601,7 +2810,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[12]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +2822,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[12]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +2835,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 type ListGroupsResponse struct {
@@ -638,7 +2847,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[13]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +2859,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[13]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +2872,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*Group {
@@ -682,7 +2891,7 @@ type PutRoleRequest struct {
 
 func (x *PutRoleRequest) Reset() {
 	*x = PutRoleRequest{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[14]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +2903,7 @@ func (x *PutRoleRequest) String() string {
 func (*PutRoleRequest) ProtoMessage() {}
 
 func (x *PutRoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[14]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +2916,7 @@ func (x *PutRoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRoleRequest.ProtoReflect.Descriptor instead.
 func (*PutRoleRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PutRoleRequest) GetRole() *Role {
@@ -726,7 +2935,7 @@ type PutRoleResponse struct {
 
 func (x *PutRoleResponse) Reset() {
 	*x = PutRoleResponse{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[15]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -738,7 +2947,7 @@ func (x *PutRoleResponse) String() string {
 func (*PutRoleResponse) ProtoMessage() {}
 
 func (x *PutRoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[15]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -751,7 +2960,7 @@ func (x *PutRoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutRoleResponse.ProtoReflect.Descriptor instead.
 func (*PutRoleResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PutRoleResponse) GetRole() *Role {
@@ -770,7 +2979,7 @@ type DeleteRoleRequest struct {
 
 func (x *DeleteRoleRequest) Reset() {
 	*x = DeleteRoleRequest{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[16]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -782,7 +2991,7 @@ func (x *DeleteRoleRequest) String() string {
 func (*DeleteRoleRequest) ProtoMessage() {}
 
 func (x *DeleteRoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[16]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -795,7 +3004,7 @@ func (x *DeleteRoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRoleRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRoleRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DeleteRoleRequest) GetName() string {
@@ -813,7 +3022,7 @@ type DeleteRoleResponse struct {
 
 func (x *DeleteRoleResponse) Reset() {
 	*x = DeleteRoleResponse{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[17]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -825,7 +3034,7 @@ func (x *DeleteRoleResponse) String() string {
 func (*DeleteRoleResponse) ProtoMessage() {}
 
 func (x *DeleteRoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[17]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +3047,7 @@ func (x *DeleteRoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRoleResponse.ProtoReflect.Descriptor instead.
 func (*DeleteRoleResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 type CreateJoinTokenRequest struct {
@@ -852,7 +3061,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[18]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -864,7 +3073,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[18]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -877,7 +3086,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CreateJoinTokenRequest) GetName() string {
@@ -906,7 +3115,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[19]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +3127,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[19]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +3140,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -956,15 +3165,17 @@ func (x *CreateJoinTokenResponse) GetCommand() string {
 }
 
 type RemoveHostRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Although the host is not connected, so that it cannot be told.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RemoveHostRequest) Reset() {
 	*x = RemoveHostRequest{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[20]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +3187,7 @@ func (x *RemoveHostRequest) String() string {
 func (*RemoveHostRequest) ProtoMessage() {}
 
 func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[20]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +3200,7 @@ func (x *RemoveHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostRequest.ProtoReflect.Descriptor instead.
 func (*RemoveHostRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RemoveHostRequest) GetName() string {
@@ -999,15 +3210,33 @@ func (x *RemoveHostRequest) GetName() string {
 	return ""
 }
 
+func (x *RemoveHostRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
 type RemoveHostResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The host has accepted its last state, which ends everything there.
+	Told bool `protobuf:"varint,1,opt,name=told,proto3" json:"told,omitempty"`
+	// Requests that were ended by it.
+	Ended []string `protobuf:"bytes,2,rep,name=ended,proto3" json:"ended,omitempty"`
+	// Those of them of which the host has not said that nothing is left.
+	Left []string `protobuf:"bytes,3,rep,name=left,proto3" json:"left,omitempty"`
+	// Of a host that was not told: until when something new may open there, and until when what runs may go on.
+	OpensUntilMs int64 `protobuf:"varint,4,opt,name=opens_until_ms,json=opensUntilMs,proto3" json:"opens_until_ms,omitempty"`
+	RunsUntilMs  int64 `protobuf:"varint,5,opt,name=runs_until_ms,json=runsUntilMs,proto3" json:"runs_until_ms,omitempty"`
+	// Break-glass codes of it that somebody has fetched and nobody has used.
+	CodesOut      uint32 `protobuf:"varint,6,opt,name=codes_out,json=codesOut,proto3" json:"codes_out,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RemoveHostResponse) Reset() {
 	*x = RemoveHostResponse{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[21]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +3248,7 @@ func (x *RemoveHostResponse) String() string {
 func (*RemoveHostResponse) ProtoMessage() {}
 
 func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[21]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +3261,49 @@ func (x *RemoveHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveHostResponse.ProtoReflect.Descriptor instead.
 func (*RemoveHostResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *RemoveHostResponse) GetTold() bool {
+	if x != nil {
+		return x.Told
+	}
+	return false
+}
+
+func (x *RemoveHostResponse) GetEnded() []string {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *RemoveHostResponse) GetLeft() []string {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+func (x *RemoveHostResponse) GetOpensUntilMs() int64 {
+	if x != nil {
+		return x.OpensUntilMs
+	}
+	return 0
+}
+
+func (x *RemoveHostResponse) GetRunsUntilMs() int64 {
+	if x != nil {
+		return x.RunsUntilMs
+	}
+	return 0
+}
+
+func (x *RemoveHostResponse) GetCodesOut() uint32 {
+	if x != nil {
+		return x.CodesOut
+	}
+	return 0
 }
 
 type LabelHostRequest struct {
@@ -1045,7 +3316,7 @@ type LabelHostRequest struct {
 
 func (x *LabelHostRequest) Reset() {
 	*x = LabelHostRequest{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[22]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +3328,7 @@ func (x *LabelHostRequest) String() string {
 func (*LabelHostRequest) ProtoMessage() {}
 
 func (x *LabelHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[22]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +3341,7 @@ func (x *LabelHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelHostRequest.ProtoReflect.Descriptor instead.
 func (*LabelHostRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *LabelHostRequest) GetName() string {
@@ -1096,7 +3367,7 @@ type LabelHostResponse struct {
 
 func (x *LabelHostResponse) Reset() {
 	*x = LabelHostResponse{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[23]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +3379,7 @@ func (x *LabelHostResponse) String() string {
 func (*LabelHostResponse) ProtoMessage() {}
 
 func (x *LabelHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[23]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +3392,7 @@ func (x *LabelHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelHostResponse.ProtoReflect.Descriptor instead.
 func (*LabelHostResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *LabelHostResponse) GetHost() *Host {
@@ -1139,7 +3410,7 @@ type GetTrustRequest struct {
 
 func (x *GetTrustRequest) Reset() {
 	*x = GetTrustRequest{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[24]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1151,7 +3422,7 @@ func (x *GetTrustRequest) String() string {
 func (*GetTrustRequest) ProtoMessage() {}
 
 func (x *GetTrustRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[24]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,21 +3435,23 @@ func (x *GetTrustRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustRequest.ProtoReflect.Descriptor instead.
 func (*GetTrustRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 type GetTrustResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Envelope []byte                 `protobuf:"bytes,1,opt,name=envelope,proto3" json:"envelope,omitempty"`
 	// A newer content waits for root signatures (the root key is kept offline).
-	Unsigned      []byte `protobuf:"bytes,2,opt,name=unsigned,proto3" json:"unsigned,omitempty"`
+	Unsigned []byte `protobuf:"bytes,2,opt,name=unsigned,proto3" json:"unsigned,omitempty"`
+	// Signatures that the waiting content has, and how many of which it needs, in words.
+	Waiting       string `protobuf:"bytes,3,opt,name=waiting,proto3" json:"waiting,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetTrustResponse) Reset() {
 	*x = GetTrustResponse{}
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[25]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +3463,7 @@ func (x *GetTrustResponse) String() string {
 func (*GetTrustResponse) ProtoMessage() {}
 
 func (x *GetTrustResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_admin_proto_msgTypes[25]
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +3476,7 @@ func (x *GetTrustResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustResponse.ProtoReflect.Descriptor instead.
 func (*GetTrustResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetTrustResponse) GetEnvelope() []byte {
@@ -1220,18 +3493,422 @@ func (x *GetTrustResponse) GetUnsigned() []byte {
 	return nil
 }
 
+func (x *GetTrustResponse) GetWaiting() string {
+	if x != nil {
+		return x.Waiting
+	}
+	return ""
+}
+
+type ProposeTrustRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ed25519 public keys that replace the root keys; empty: they stay.
+	RootKeys      [][]byte `protobuf:"bytes,1,rep,name=root_keys,json=rootKeys,proto3" json:"root_keys,omitempty"`
+	RootThreshold uint32   `protobuf:"varint,2,opt,name=root_threshold,json=rootThreshold,proto3" json:"root_threshold,omitempty"` // 0: it stays
+	// Replaces the issuer keys; empty: they stay.
+	IssuerKeys    [][]byte `protobuf:"bytes,3,rep,name=issuer_keys,json=issuerKeys,proto3" json:"issuer_keys,omitempty"`
+	BumpEpoch     bool     `protobuf:"varint,4,opt,name=bump_epoch,json=bumpEpoch,proto3" json:"bump_epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposeTrustRequest) Reset() {
+	*x = ProposeTrustRequest{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeTrustRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeTrustRequest) ProtoMessage() {}
+
+func (x *ProposeTrustRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeTrustRequest.ProtoReflect.Descriptor instead.
+func (*ProposeTrustRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *ProposeTrustRequest) GetRootKeys() [][]byte {
+	if x != nil {
+		return x.RootKeys
+	}
+	return nil
+}
+
+func (x *ProposeTrustRequest) GetRootThreshold() uint32 {
+	if x != nil {
+		return x.RootThreshold
+	}
+	return 0
+}
+
+func (x *ProposeTrustRequest) GetIssuerKeys() [][]byte {
+	if x != nil {
+		return x.IssuerKeys
+	}
+	return nil
+}
+
+func (x *ProposeTrustRequest) GetBumpEpoch() bool {
+	if x != nil {
+		return x.BumpEpoch
+	}
+	return false
+}
+
+type ProposeTrustResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Unsigned      []byte                 `protobuf:"bytes,1,opt,name=unsigned,proto3" json:"unsigned,omitempty"`
+	Waiting       string                 `protobuf:"bytes,2,opt,name=waiting,proto3" json:"waiting,omitempty"` // empty: it is in force
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposeTrustResponse) Reset() {
+	*x = ProposeTrustResponse{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeTrustResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeTrustResponse) ProtoMessage() {}
+
+func (x *ProposeTrustResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeTrustResponse.ProtoReflect.Descriptor instead.
+func (*ProposeTrustResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *ProposeTrustResponse) GetUnsigned() []byte {
+	if x != nil {
+		return x.Unsigned
+	}
+	return nil
+}
+
+func (x *ProposeTrustResponse) GetWaiting() string {
+	if x != nil {
+		return x.Waiting
+	}
+	return ""
+}
+
+type SignTrustRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The content that was signed, and Ed25519 over DSSE's PAE of the trust type and the content.
+	Content       []byte `protobuf:"bytes,1,opt,name=content,proto3" json:"content,omitempty"`
+	PublicKey     []byte `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	Signature     []byte `protobuf:"bytes,3,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignTrustRequest) Reset() {
+	*x = SignTrustRequest{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignTrustRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignTrustRequest) ProtoMessage() {}
+
+func (x *SignTrustRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignTrustRequest.ProtoReflect.Descriptor instead.
+func (*SignTrustRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *SignTrustRequest) GetContent() []byte {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *SignTrustRequest) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *SignTrustRequest) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+type SignTrustResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // in force now
+	Waiting       string                 `protobuf:"bytes,2,opt,name=waiting,proto3" json:"waiting,omitempty"`  // empty: it is in force
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignTrustResponse) Reset() {
+	*x = SignTrustResponse{}
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignTrustResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignTrustResponse) ProtoMessage() {}
+
+func (x *SignTrustResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_admin_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignTrustResponse.ProtoReflect.Descriptor instead.
+func (*SignTrustResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_admin_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *SignTrustResponse) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *SignTrustResponse) GetWaiting() string {
+	if x != nil {
+		return x.Waiting
+	}
+	return ""
+}
+
 var File_curfew_api_v1_admin_proto protoreflect.FileDescriptor
 
 const file_curfew_api_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x19curfew/api/v1/admin.proto\x12\rcurfew.api.v1\x1a\x1acurfew/api/v1/access.proto\"\x91\x01\n" +
+	"\x19curfew/api/v1/admin.proto\x12\rcurfew.api.v1\x1a\x1acurfew/api/v1/access.proto\"&\n" +
+	"\x10ListCodesRequest\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\"?\n" +
+	"\x11ListCodesResponse\x12*\n" +
+	"\x04sets\x18\x01 \x03(\v2\x16.curfew.api.v1.CodeSetR\x04sets\"\xcb\x02\n" +
+	"\aCodeSet\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x17\n" +
+	"\ahost_id\x18\x02 \x01(\fR\x06hostId\x12\x15\n" +
+	"\x06set_id\x18\x03 \x01(\fR\x05setId\x12\x17\n" +
+	"\amade_ms\x18\x04 \x01(\x03R\x06madeMs\x12\x1e\n" +
+	"\n" +
+	"custodians\x18\x05 \x03(\tR\n" +
+	"custodians\x12.\n" +
+	"\x05codes\x18\x06 \x03(\v2\x18.curfew.api.v1.CodeStateR\x05codes\x12\x1c\n" +
+	"\tconnected\x18\a \x01(\bR\tconnected\x12\x18\n" +
+	"\aenabled\x18\b \x01(\bR\aenabled\x12&\n" +
+	"\x0fmax_duration_ms\x18\t \x01(\x03R\rmaxDurationMs\x12\x12\n" +
+	"\x04open\x18\n" +
+	" \x01(\rR\x04open\x12\x1f\n" +
+	"\vrotating_by\x18\v \x01(\tR\n" +
+	"rotatingBy\"\x93\x01\n" +
+	"\tCodeState\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\rR\x06number\x12\x1d\n" +
+	"\n" +
+	"fetched_by\x18\x02 \x01(\tR\tfetchedBy\x12\x1d\n" +
+	"\n" +
+	"fetched_ms\x18\x03 \x01(\x03R\tfetchedMs\x12\x17\n" +
+	"\aused_by\x18\x04 \x01(\tR\x06usedBy\x12\x17\n" +
+	"\aused_ms\x18\x05 \x01(\x03R\x06usedMs\">\n" +
+	"\x10FetchCodeRequest\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\rR\x06number\"m\n" +
+	"\x11FetchCodeResponse\x12(\n" +
+	"\x03set\x18\x01 \x01(\v2\x16.curfew.api.v1.CodeSetR\x03set\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\rR\x06number\x12\x16\n" +
+	"\x06sealed\x18\x03 \x01(\fR\x06sealed\"(\n" +
+	"\x12RotateCodesRequest\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\"?\n" +
+	"\x13RotateCodesResponse\x12(\n" +
+	"\x03set\x18\x01 \x01(\v2\x16.curfew.api.v1.CodeSetR\x03set\"\xbc\x01\n" +
+	"\fRolloutStage\x12?\n" +
+	"\x06labels\x18\x01 \x03(\v2'.curfew.api.v1.RolloutStage.LabelsEntryR\x06labels\x120\n" +
+	"\x05hosts\x18\x02 \x03(\v2\x1a.curfew.api.v1.RolloutHostR\x05hosts\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x02\n" +
+	"\vRolloutHost\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x125\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x1f.curfew.api.v1.RolloutHostStateR\x05state\x12\x19\n" +
+	"\bsince_ms\x18\x03 \x01(\x03R\asinceMs\x12\x18\n" +
+	"\arefused\x18\x04 \x01(\x04R\arefused\x12!\n" +
+	"\fwould_refuse\x18\x05 \x01(\x04R\vwouldRefuse\x12\x16\n" +
+	"\x06detail\x18\x06 \x01(\tR\x06detail\x12\x1c\n" +
+	"\tconnected\x18\a \x01(\bR\tconnected\x12\x12\n" +
+	"\x04mode\x18\b \x01(\tR\x04mode\x12\x18\n" +
+	"\afollows\x18\t \x01(\bR\afollows\"\xbf\x03\n" +
+	"\aRollout\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x121\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x1b.curfew.api.v1.RolloutStateR\x05state\x123\n" +
+	"\x06stages\x18\x04 \x03(\v2\x1b.curfew.api.v1.RolloutStageR\x06stages\x12\x14\n" +
+	"\x05stage\x18\x05 \x01(\rR\x05stage\x12\x17\n" +
+	"\asoak_ms\x18\x06 \x01(\x03R\x06soakMs\x12!\n" +
+	"\fmax_refusals\x18\a \x01(\rR\vmaxRefusals\x12*\n" +
+	"\x11pause_on_refusals\x18\b \x01(\bR\x0fpauseOnRefusals\x12\x1a\n" +
+	"\brefusals\x18\t \x01(\x04R\brefusals\x12\x16\n" +
+	"\x06reason\x18\n" +
+	" \x01(\tR\x06reason\x12\x1d\n" +
+	"\n" +
+	"started_by\x18\v \x01(\tR\tstartedBy\x12\x1d\n" +
+	"\n" +
+	"started_ms\x18\f \x01(\x03R\tstartedMs\x12$\n" +
+	"\x0estage_since_ms\x18\r \x01(\x03R\fstageSinceMs\x12\x12\n" +
+	"\x04next\x18\x0e \x01(\tR\x04next\"\xc6\x01\n" +
+	"\x13StartRolloutRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
+	"\x06stages\x18\x02 \x03(\v2\x1b.curfew.api.v1.RolloutStageR\x06stages\x12\x17\n" +
+	"\asoak_ms\x18\x03 \x01(\x03R\x06soakMs\x12!\n" +
+	"\fmax_refusals\x18\x04 \x01(\rR\vmaxRefusals\x12*\n" +
+	"\x11pause_on_refusals\x18\x05 \x01(\bR\x0fpauseOnRefusals\"H\n" +
+	"\x14StartRolloutResponse\x120\n" +
+	"\arollout\x18\x01 \x01(\v2\x16.curfew.api.v1.RolloutR\arollout\"'\n" +
+	"\x11GetRolloutRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"F\n" +
+	"\x12GetRolloutResponse\x120\n" +
+	"\arollout\x18\x01 \x01(\v2\x16.curfew.api.v1.RolloutR\arollout\"\x15\n" +
+	"\x13ListRolloutsRequest\"J\n" +
+	"\x14ListRolloutsResponse\x122\n" +
+	"\brollouts\x18\x01 \x03(\v2\x16.curfew.api.v1.RolloutR\brollouts\"n\n" +
+	"\x13SteerRolloutRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
+	"\x02to\x18\x02 \x01(\x0e2\x1b.curfew.api.v1.RolloutStateR\x02to\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"H\n" +
+	"\x14SteerRolloutResponse\x120\n" +
+	"\arollout\x18\x01 \x01(\v2\x16.curfew.api.v1.RolloutR\arollout\"q\n" +
+	"\x12ApplyPolicyRequest\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\fR\x04text\x12\x12\n" +
+	"\x04file\x18\x02 \x01(\tR\x04file\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x1a\n" +
+	"\breplaces\x18\x04 \x01(\fR\breplaces\"\x8a\x01\n" +
+	"\x13ApplyPolicyResponse\x126\n" +
+	"\aversion\x18\x01 \x01(\v2\x1c.curfew.api.v1.PolicyVersionR\aversion\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\x12\x1f\n" +
+	"\vtrust_waits\x18\x03 \x01(\bR\n" +
+	"trustWaits\"0\n" +
+	"\x12ClearPolicyRequest\x12\x1a\n" +
+	"\breplaces\x18\x01 \x01(\fR\breplaces\"\x8a\x01\n" +
+	"\x13ClearPolicyResponse\x126\n" +
+	"\aversion\x18\x01 \x01(\v2\x1c.curfew.api.v1.PolicyVersionR\aversion\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\x12\x1f\n" +
+	"\vtrust_waits\x18\x03 \x01(\bR\n" +
+	"trustWaits\"\xa5\x01\n" +
+	"\rPolicyVersion\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x1d\n" +
+	"\n" +
+	"applied_by\x18\x03 \x01(\tR\tappliedBy\x12\x1d\n" +
+	"\n" +
+	"applied_ms\x18\x04 \x01(\x03R\tappliedMs\x12\x14\n" +
+	"\x05roles\x18\x05 \x01(\rR\x05roles\x12\x14\n" +
+	"\x05rules\x18\x06 \x01(\rR\x05rules\"&\n" +
+	"\x10GetPolicyRequest\x12\x12\n" +
+	"\x04hash\x18\x01 \x01(\fR\x04hash\"_\n" +
+	"\x11GetPolicyResponse\x126\n" +
+	"\aversion\x18\x01 \x01(\v2\x1c.curfew.api.v1.PolicyVersionR\aversion\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\fR\x04text\"\x15\n" +
+	"\x13ListPoliciesRequest\"P\n" +
+	"\x14ListPoliciesResponse\x128\n" +
+	"\bversions\x18\x01 \x03(\v2\x1c.curfew.api.v1.PolicyVersionR\bversions\"'\n" +
+	"\x15ExplainRequestRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x86\x01\n" +
+	"\x16ExplainRequestResponse\x12\x14\n" +
+	"\x05steps\x18\x01 \x03(\tR\x05steps\x12\x18\n" +
+	"\averdict\x18\x02 \x01(\tR\averdict\x12\x1b\n" +
+	"\tsteps_now\x18\x03 \x03(\tR\bstepsNow\x12\x1f\n" +
+	"\vverdict_now\x18\x04 \x01(\tR\n" +
+	"verdictNow\"D\n" +
+	"\x13ReplayPolicyRequest\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\fR\x04text\x12\x19\n" +
+	"\bsince_ms\x18\x02 \x01(\x03R\asinceMs\"u\n" +
+	"\x14ReplayPolicyResponse\x12\x1a\n" +
+	"\breplayed\x18\x01 \x01(\rR\breplayed\x12A\n" +
+	"\vdifferences\x18\x02 \x03(\v2\x1f.curfew.api.v1.ReplayDifferenceR\vdifferences\"\x90\x01\n" +
+	"\x10ReplayDifference\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x1c\n" +
+	"\trequester\x18\x02 \x01(\tR\trequester\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\tR\x04role\x12\x10\n" +
+	"\x03was\x18\x04 \x01(\tR\x03was\x12\x19\n" +
+	"\bwould_be\x18\x05 \x01(\tR\awouldBe\"\x8a\x03\n" +
 	"\x04User\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\rR\x03uid\x12\x14\n" +
 	"\x05admin\x18\x03 \x01(\bR\x05admin\x12\x1a\n" +
 	"\bdisabled\x18\x04 \x01(\bR\bdisabled\x12\x19\n" +
 	"\bssh_keys\x18\x05 \x03(\tR\asshKeys\x12\x16\n" +
-	"\x06groups\x18\x06 \x03(\tR\x06groups\"Z\n" +
+	"\x06groups\x18\x06 \x03(\tR\x06groups\x12\x19\n" +
+	"\x05email\x18\a \x01(\tH\x00R\x05email\x88\x01\x01\x12\x1d\n" +
+	"\amanager\x18\b \x01(\tH\x01R\amanager\x88\x01\x01\x12\x18\n" +
+	"\aauditor\x18\t \x01(\bR\aauditor\x12\x12\n" +
+	"\x04kind\x18\n" +
+	" \x01(\tR\x04kind\x12\x16\n" +
+	"\x06source\x18\v \x01(\tR\x06source\x12\x1f\n" +
+	"\vdisabled_by\x18\f \x01(\tR\n" +
+	"disabledBy\x12,\n" +
+	"\x0fverify_required\x18\r \x01(\bH\x02R\x0everifyRequired\x88\x01\x01B\b\n" +
+	"\x06_emailB\n" +
+	"\n" +
+	"\b_managerB\x12\n" +
+	"\x10_verify_required\"Z\n" +
 	"\x0ePutUserRequest\x12'\n" +
 	"\x04user\x18\x01 \x01(\v2\x13.curfew.api.v1.UserR\x04user\x12\x1f\n" +
 	"\vcreate_only\x18\x02 \x01(\bR\n" +
@@ -1244,10 +3921,11 @@ const file_curfew_api_v1_admin_proto_rawDesc = "" +
 	"\x04user\x18\x01 \x01(\v2\x13.curfew.api.v1.UserR\x04user\"\x12\n" +
 	"\x10ListUsersRequest\">\n" +
 	"\x11ListUsersResponse\x12)\n" +
-	"\x05users\x18\x01 \x03(\v2\x13.curfew.api.v1.UserR\x05users\"5\n" +
+	"\x05users\x18\x01 \x03(\v2\x13.curfew.api.v1.UserR\x05users\"M\n" +
 	"\x05Group\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\amembers\x18\x02 \x03(\tR\amembers\"=\n" +
+	"\amembers\x18\x02 \x03(\tR\amembers\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\"=\n" +
 	"\x0fPutGroupRequest\x12*\n" +
 	"\x05group\x18\x01 \x01(\v2\x14.curfew.api.v1.GroupR\x05group\">\n" +
 	"\x10PutGroupResponse\x12*\n" +
@@ -1275,10 +3953,17 @@ const file_curfew_api_v1_admin_proto_rawDesc = "" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1d\n" +
 	"\n" +
 	"expires_ms\x18\x02 \x01(\x03R\texpiresMs\x12\x18\n" +
-	"\acommand\x18\x03 \x01(\tR\acommand\"'\n" +
+	"\acommand\x18\x03 \x01(\tR\acommand\"=\n" +
 	"\x11RemoveHostRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
-	"\x12RemoveHostResponse\"\xa6\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\xb9\x01\n" +
+	"\x12RemoveHostResponse\x12\x12\n" +
+	"\x04told\x18\x01 \x01(\bR\x04told\x12\x14\n" +
+	"\x05ended\x18\x02 \x03(\tR\x05ended\x12\x12\n" +
+	"\x04left\x18\x03 \x03(\tR\x04left\x12$\n" +
+	"\x0eopens_until_ms\x18\x04 \x01(\x03R\fopensUntilMs\x12\"\n" +
+	"\rruns_until_ms\x18\x05 \x01(\x03R\vrunsUntilMs\x12\x1b\n" +
+	"\tcodes_out\x18\x06 \x01(\rR\bcodesOut\"\xa6\x01\n" +
 	"\x10LabelHostRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12C\n" +
 	"\x06labels\x18\x02 \x03(\v2+.curfew.api.v1.LabelHostRequest.LabelsEntryR\x06labels\x1a9\n" +
@@ -1287,10 +3972,46 @@ const file_curfew_api_v1_admin_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"<\n" +
 	"\x11LabelHostResponse\x12'\n" +
 	"\x04host\x18\x01 \x01(\v2\x13.curfew.api.v1.HostR\x04host\"\x11\n" +
-	"\x0fGetTrustRequest\"J\n" +
+	"\x0fGetTrustRequest\"d\n" +
 	"\x10GetTrustResponse\x12\x1a\n" +
 	"\benvelope\x18\x01 \x01(\fR\benvelope\x12\x1a\n" +
-	"\bunsigned\x18\x02 \x01(\fR\bunsigned2\xe0\a\n" +
+	"\bunsigned\x18\x02 \x01(\fR\bunsigned\x12\x18\n" +
+	"\awaiting\x18\x03 \x01(\tR\awaiting\"\x99\x01\n" +
+	"\x13ProposeTrustRequest\x12\x1b\n" +
+	"\troot_keys\x18\x01 \x03(\fR\brootKeys\x12%\n" +
+	"\x0eroot_threshold\x18\x02 \x01(\rR\rrootThreshold\x12\x1f\n" +
+	"\vissuer_keys\x18\x03 \x03(\fR\n" +
+	"issuerKeys\x12\x1d\n" +
+	"\n" +
+	"bump_epoch\x18\x04 \x01(\bR\tbumpEpoch\"L\n" +
+	"\x14ProposeTrustResponse\x12\x1a\n" +
+	"\bunsigned\x18\x01 \x01(\fR\bunsigned\x12\x18\n" +
+	"\awaiting\x18\x02 \x01(\tR\awaiting\"i\n" +
+	"\x10SignTrustRequest\x12\x18\n" +
+	"\acontent\x18\x01 \x01(\fR\acontent\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x02 \x01(\fR\tpublicKey\x12\x1c\n" +
+	"\tsignature\x18\x03 \x01(\fR\tsignature\"G\n" +
+	"\x11SignTrustResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x18\n" +
+	"\awaiting\x18\x02 \x01(\tR\awaiting*\x9d\x01\n" +
+	"\fRolloutState\x12\x1d\n" +
+	"\x19ROLLOUT_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15ROLLOUT_STATE_RUNNING\x10\x01\x12\x18\n" +
+	"\x14ROLLOUT_STATE_PAUSED\x10\x02\x12\x1d\n" +
+	"\x19ROLLOUT_STATE_ROLLED_BACK\x10\x03\x12\x1a\n" +
+	"\x16ROLLOUT_STATE_FINISHED\x10\x04*\xd3\x02\n" +
+	"\x10RolloutHostState\x12\"\n" +
+	"\x1eROLLOUT_HOST_STATE_UNSPECIFIED\x10\x00\x12\x1e\n" +
+	"\x1aROLLOUT_HOST_STATE_WAITING\x10\x01\x12\x1f\n" +
+	"\x1bROLLOUT_HOST_STATE_CHECKING\x10\x02\x12\x1c\n" +
+	"\x18ROLLOUT_HOST_STATE_TRIAL\x10\x03\x12\x1b\n" +
+	"\x17ROLLOUT_HOST_STATE_KEPT\x10\x04\x12\x1a\n" +
+	"\x16ROLLOUT_HOST_STATE_OWN\x10\x05\x12\x1e\n" +
+	"\x1aROLLOUT_HOST_STATE_REFUSED\x10\x06\x12 \n" +
+	"\x1cROLLOUT_HOST_STATE_OVERRULED\x10\a\x12 \n" +
+	"\x1cROLLOUT_HOST_STATE_RETURNING\x10\b\x12\x1f\n" +
+	"\x1bROLLOUT_HOST_STATE_RETURNED\x10\t2\x89\t\n" +
 	"\tDirectory\x12H\n" +
 	"\aPutUser\x12\x1d.curfew.api.v1.PutUserRequest\x1a\x1e.curfew.api.v1.PutUserResponse\x12T\n" +
 	"\vDisableUser\x12!.curfew.api.v1.DisableUserRequest\x1a\".curfew.api.v1.DisableUserResponse\x12N\n" +
@@ -1306,7 +4027,27 @@ const file_curfew_api_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"RemoveHost\x12 .curfew.api.v1.RemoveHostRequest\x1a!.curfew.api.v1.RemoveHostResponse\x12N\n" +
 	"\tLabelHost\x12\x1f.curfew.api.v1.LabelHostRequest\x1a .curfew.api.v1.LabelHostResponse\x12K\n" +
-	"\bGetTrust\x12\x1e.curfew.api.v1.GetTrustRequest\x1a\x1f.curfew.api.v1.GetTrustResponseB;Z9github.com/curfew-access/curfew/proto/curfew/api/v1;apiv1b\x06proto3"
+	"\bGetTrust\x12\x1e.curfew.api.v1.GetTrustRequest\x1a\x1f.curfew.api.v1.GetTrustResponse\x12W\n" +
+	"\fProposeTrust\x12\".curfew.api.v1.ProposeTrustRequest\x1a#.curfew.api.v1.ProposeTrustResponse\x12N\n" +
+	"\tSignTrust\x12\x1f.curfew.api.v1.SignTrustRequest\x1a .curfew.api.v1.SignTrustResponse2\x82\x02\n" +
+	"\n" +
+	"BreakGlass\x12N\n" +
+	"\tListCodes\x12\x1f.curfew.api.v1.ListCodesRequest\x1a .curfew.api.v1.ListCodesResponse\x12N\n" +
+	"\tFetchCode\x12\x1f.curfew.api.v1.FetchCodeRequest\x1a .curfew.api.v1.FetchCodeResponse\x12T\n" +
+	"\vRotateCodes\x12!.curfew.api.v1.RotateCodesRequest\x1a\".curfew.api.v1.RotateCodesResponse2\xe8\x02\n" +
+	"\bRollouts\x12W\n" +
+	"\fStartRollout\x12\".curfew.api.v1.StartRolloutRequest\x1a#.curfew.api.v1.StartRolloutResponse\x12Q\n" +
+	"\n" +
+	"GetRollout\x12 .curfew.api.v1.GetRolloutRequest\x1a!.curfew.api.v1.GetRolloutResponse\x12W\n" +
+	"\fListRollouts\x12\".curfew.api.v1.ListRolloutsRequest\x1a#.curfew.api.v1.ListRolloutsResponse\x12W\n" +
+	"\fSteerRollout\x12\".curfew.api.v1.SteerRolloutRequest\x1a#.curfew.api.v1.SteerRolloutResponse2\x95\x04\n" +
+	"\x06Policy\x12T\n" +
+	"\vApplyPolicy\x12!.curfew.api.v1.ApplyPolicyRequest\x1a\".curfew.api.v1.ApplyPolicyResponse\x12T\n" +
+	"\vClearPolicy\x12!.curfew.api.v1.ClearPolicyRequest\x1a\".curfew.api.v1.ClearPolicyResponse\x12N\n" +
+	"\tGetPolicy\x12\x1f.curfew.api.v1.GetPolicyRequest\x1a .curfew.api.v1.GetPolicyResponse\x12W\n" +
+	"\fListPolicies\x12\".curfew.api.v1.ListPoliciesRequest\x1a#.curfew.api.v1.ListPoliciesResponse\x12]\n" +
+	"\x0eExplainRequest\x12$.curfew.api.v1.ExplainRequestRequest\x1a%.curfew.api.v1.ExplainRequestResponse\x12W\n" +
+	"\fReplayPolicy\x12\".curfew.api.v1.ReplayPolicyRequest\x1a#.curfew.api.v1.ReplayPolicyResponseB;Z9github.com/curfew-access/curfew/proto/curfew/api/v1;apiv1b\x06proto3"
 
 var (
 	file_curfew_api_v1_admin_proto_rawDescOnce sync.Once
@@ -1320,81 +4061,172 @@ func file_curfew_api_v1_admin_proto_rawDescGZIP() []byte {
 	return file_curfew_api_v1_admin_proto_rawDescData
 }
 
-var file_curfew_api_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_curfew_api_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_curfew_api_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_curfew_api_v1_admin_proto_goTypes = []any{
-	(*User)(nil),                    // 0: curfew.api.v1.User
-	(*PutUserRequest)(nil),          // 1: curfew.api.v1.PutUserRequest
-	(*PutUserResponse)(nil),         // 2: curfew.api.v1.PutUserResponse
-	(*DisableUserRequest)(nil),      // 3: curfew.api.v1.DisableUserRequest
-	(*DisableUserResponse)(nil),     // 4: curfew.api.v1.DisableUserResponse
-	(*ListUsersRequest)(nil),        // 5: curfew.api.v1.ListUsersRequest
-	(*ListUsersResponse)(nil),       // 6: curfew.api.v1.ListUsersResponse
-	(*Group)(nil),                   // 7: curfew.api.v1.Group
-	(*PutGroupRequest)(nil),         // 8: curfew.api.v1.PutGroupRequest
-	(*PutGroupResponse)(nil),        // 9: curfew.api.v1.PutGroupResponse
-	(*DeleteGroupRequest)(nil),      // 10: curfew.api.v1.DeleteGroupRequest
-	(*DeleteGroupResponse)(nil),     // 11: curfew.api.v1.DeleteGroupResponse
-	(*ListGroupsRequest)(nil),       // 12: curfew.api.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),      // 13: curfew.api.v1.ListGroupsResponse
-	(*PutRoleRequest)(nil),          // 14: curfew.api.v1.PutRoleRequest
-	(*PutRoleResponse)(nil),         // 15: curfew.api.v1.PutRoleResponse
-	(*DeleteRoleRequest)(nil),       // 16: curfew.api.v1.DeleteRoleRequest
-	(*DeleteRoleResponse)(nil),      // 17: curfew.api.v1.DeleteRoleResponse
-	(*CreateJoinTokenRequest)(nil),  // 18: curfew.api.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 19: curfew.api.v1.CreateJoinTokenResponse
-	(*RemoveHostRequest)(nil),       // 20: curfew.api.v1.RemoveHostRequest
-	(*RemoveHostResponse)(nil),      // 21: curfew.api.v1.RemoveHostResponse
-	(*LabelHostRequest)(nil),        // 22: curfew.api.v1.LabelHostRequest
-	(*LabelHostResponse)(nil),       // 23: curfew.api.v1.LabelHostResponse
-	(*GetTrustRequest)(nil),         // 24: curfew.api.v1.GetTrustRequest
-	(*GetTrustResponse)(nil),        // 25: curfew.api.v1.GetTrustResponse
-	nil,                             // 26: curfew.api.v1.CreateJoinTokenRequest.LabelsEntry
-	nil,                             // 27: curfew.api.v1.LabelHostRequest.LabelsEntry
-	(*Role)(nil),                    // 28: curfew.api.v1.Role
-	(*Host)(nil),                    // 29: curfew.api.v1.Host
+	(RolloutState)(0),               // 0: curfew.api.v1.RolloutState
+	(RolloutHostState)(0),           // 1: curfew.api.v1.RolloutHostState
+	(*ListCodesRequest)(nil),        // 2: curfew.api.v1.ListCodesRequest
+	(*ListCodesResponse)(nil),       // 3: curfew.api.v1.ListCodesResponse
+	(*CodeSet)(nil),                 // 4: curfew.api.v1.CodeSet
+	(*CodeState)(nil),               // 5: curfew.api.v1.CodeState
+	(*FetchCodeRequest)(nil),        // 6: curfew.api.v1.FetchCodeRequest
+	(*FetchCodeResponse)(nil),       // 7: curfew.api.v1.FetchCodeResponse
+	(*RotateCodesRequest)(nil),      // 8: curfew.api.v1.RotateCodesRequest
+	(*RotateCodesResponse)(nil),     // 9: curfew.api.v1.RotateCodesResponse
+	(*RolloutStage)(nil),            // 10: curfew.api.v1.RolloutStage
+	(*RolloutHost)(nil),             // 11: curfew.api.v1.RolloutHost
+	(*Rollout)(nil),                 // 12: curfew.api.v1.Rollout
+	(*StartRolloutRequest)(nil),     // 13: curfew.api.v1.StartRolloutRequest
+	(*StartRolloutResponse)(nil),    // 14: curfew.api.v1.StartRolloutResponse
+	(*GetRolloutRequest)(nil),       // 15: curfew.api.v1.GetRolloutRequest
+	(*GetRolloutResponse)(nil),      // 16: curfew.api.v1.GetRolloutResponse
+	(*ListRolloutsRequest)(nil),     // 17: curfew.api.v1.ListRolloutsRequest
+	(*ListRolloutsResponse)(nil),    // 18: curfew.api.v1.ListRolloutsResponse
+	(*SteerRolloutRequest)(nil),     // 19: curfew.api.v1.SteerRolloutRequest
+	(*SteerRolloutResponse)(nil),    // 20: curfew.api.v1.SteerRolloutResponse
+	(*ApplyPolicyRequest)(nil),      // 21: curfew.api.v1.ApplyPolicyRequest
+	(*ApplyPolicyResponse)(nil),     // 22: curfew.api.v1.ApplyPolicyResponse
+	(*ClearPolicyRequest)(nil),      // 23: curfew.api.v1.ClearPolicyRequest
+	(*ClearPolicyResponse)(nil),     // 24: curfew.api.v1.ClearPolicyResponse
+	(*PolicyVersion)(nil),           // 25: curfew.api.v1.PolicyVersion
+	(*GetPolicyRequest)(nil),        // 26: curfew.api.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),       // 27: curfew.api.v1.GetPolicyResponse
+	(*ListPoliciesRequest)(nil),     // 28: curfew.api.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),    // 29: curfew.api.v1.ListPoliciesResponse
+	(*ExplainRequestRequest)(nil),   // 30: curfew.api.v1.ExplainRequestRequest
+	(*ExplainRequestResponse)(nil),  // 31: curfew.api.v1.ExplainRequestResponse
+	(*ReplayPolicyRequest)(nil),     // 32: curfew.api.v1.ReplayPolicyRequest
+	(*ReplayPolicyResponse)(nil),    // 33: curfew.api.v1.ReplayPolicyResponse
+	(*ReplayDifference)(nil),        // 34: curfew.api.v1.ReplayDifference
+	(*User)(nil),                    // 35: curfew.api.v1.User
+	(*PutUserRequest)(nil),          // 36: curfew.api.v1.PutUserRequest
+	(*PutUserResponse)(nil),         // 37: curfew.api.v1.PutUserResponse
+	(*DisableUserRequest)(nil),      // 38: curfew.api.v1.DisableUserRequest
+	(*DisableUserResponse)(nil),     // 39: curfew.api.v1.DisableUserResponse
+	(*ListUsersRequest)(nil),        // 40: curfew.api.v1.ListUsersRequest
+	(*ListUsersResponse)(nil),       // 41: curfew.api.v1.ListUsersResponse
+	(*Group)(nil),                   // 42: curfew.api.v1.Group
+	(*PutGroupRequest)(nil),         // 43: curfew.api.v1.PutGroupRequest
+	(*PutGroupResponse)(nil),        // 44: curfew.api.v1.PutGroupResponse
+	(*DeleteGroupRequest)(nil),      // 45: curfew.api.v1.DeleteGroupRequest
+	(*DeleteGroupResponse)(nil),     // 46: curfew.api.v1.DeleteGroupResponse
+	(*ListGroupsRequest)(nil),       // 47: curfew.api.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),      // 48: curfew.api.v1.ListGroupsResponse
+	(*PutRoleRequest)(nil),          // 49: curfew.api.v1.PutRoleRequest
+	(*PutRoleResponse)(nil),         // 50: curfew.api.v1.PutRoleResponse
+	(*DeleteRoleRequest)(nil),       // 51: curfew.api.v1.DeleteRoleRequest
+	(*DeleteRoleResponse)(nil),      // 52: curfew.api.v1.DeleteRoleResponse
+	(*CreateJoinTokenRequest)(nil),  // 53: curfew.api.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil), // 54: curfew.api.v1.CreateJoinTokenResponse
+	(*RemoveHostRequest)(nil),       // 55: curfew.api.v1.RemoveHostRequest
+	(*RemoveHostResponse)(nil),      // 56: curfew.api.v1.RemoveHostResponse
+	(*LabelHostRequest)(nil),        // 57: curfew.api.v1.LabelHostRequest
+	(*LabelHostResponse)(nil),       // 58: curfew.api.v1.LabelHostResponse
+	(*GetTrustRequest)(nil),         // 59: curfew.api.v1.GetTrustRequest
+	(*GetTrustResponse)(nil),        // 60: curfew.api.v1.GetTrustResponse
+	(*ProposeTrustRequest)(nil),     // 61: curfew.api.v1.ProposeTrustRequest
+	(*ProposeTrustResponse)(nil),    // 62: curfew.api.v1.ProposeTrustResponse
+	(*SignTrustRequest)(nil),        // 63: curfew.api.v1.SignTrustRequest
+	(*SignTrustResponse)(nil),       // 64: curfew.api.v1.SignTrustResponse
+	nil,                             // 65: curfew.api.v1.RolloutStage.LabelsEntry
+	nil,                             // 66: curfew.api.v1.CreateJoinTokenRequest.LabelsEntry
+	nil,                             // 67: curfew.api.v1.LabelHostRequest.LabelsEntry
+	(*Role)(nil),                    // 68: curfew.api.v1.Role
+	(*Host)(nil),                    // 69: curfew.api.v1.Host
 }
 var file_curfew_api_v1_admin_proto_depIdxs = []int32{
-	0,  // 0: curfew.api.v1.PutUserRequest.user:type_name -> curfew.api.v1.User
-	0,  // 1: curfew.api.v1.PutUserResponse.user:type_name -> curfew.api.v1.User
-	0,  // 2: curfew.api.v1.DisableUserResponse.user:type_name -> curfew.api.v1.User
-	0,  // 3: curfew.api.v1.ListUsersResponse.users:type_name -> curfew.api.v1.User
-	7,  // 4: curfew.api.v1.PutGroupRequest.group:type_name -> curfew.api.v1.Group
-	7,  // 5: curfew.api.v1.PutGroupResponse.group:type_name -> curfew.api.v1.Group
-	7,  // 6: curfew.api.v1.ListGroupsResponse.groups:type_name -> curfew.api.v1.Group
-	28, // 7: curfew.api.v1.PutRoleRequest.role:type_name -> curfew.api.v1.Role
-	28, // 8: curfew.api.v1.PutRoleResponse.role:type_name -> curfew.api.v1.Role
-	26, // 9: curfew.api.v1.CreateJoinTokenRequest.labels:type_name -> curfew.api.v1.CreateJoinTokenRequest.LabelsEntry
-	27, // 10: curfew.api.v1.LabelHostRequest.labels:type_name -> curfew.api.v1.LabelHostRequest.LabelsEntry
-	29, // 11: curfew.api.v1.LabelHostResponse.host:type_name -> curfew.api.v1.Host
-	1,  // 12: curfew.api.v1.Directory.PutUser:input_type -> curfew.api.v1.PutUserRequest
-	3,  // 13: curfew.api.v1.Directory.DisableUser:input_type -> curfew.api.v1.DisableUserRequest
-	5,  // 14: curfew.api.v1.Directory.ListUsers:input_type -> curfew.api.v1.ListUsersRequest
-	8,  // 15: curfew.api.v1.Directory.PutGroup:input_type -> curfew.api.v1.PutGroupRequest
-	10, // 16: curfew.api.v1.Directory.DeleteGroup:input_type -> curfew.api.v1.DeleteGroupRequest
-	12, // 17: curfew.api.v1.Directory.ListGroups:input_type -> curfew.api.v1.ListGroupsRequest
-	14, // 18: curfew.api.v1.Directory.PutRole:input_type -> curfew.api.v1.PutRoleRequest
-	16, // 19: curfew.api.v1.Directory.DeleteRole:input_type -> curfew.api.v1.DeleteRoleRequest
-	18, // 20: curfew.api.v1.Directory.CreateJoinToken:input_type -> curfew.api.v1.CreateJoinTokenRequest
-	20, // 21: curfew.api.v1.Directory.RemoveHost:input_type -> curfew.api.v1.RemoveHostRequest
-	22, // 22: curfew.api.v1.Directory.LabelHost:input_type -> curfew.api.v1.LabelHostRequest
-	24, // 23: curfew.api.v1.Directory.GetTrust:input_type -> curfew.api.v1.GetTrustRequest
-	2,  // 24: curfew.api.v1.Directory.PutUser:output_type -> curfew.api.v1.PutUserResponse
-	4,  // 25: curfew.api.v1.Directory.DisableUser:output_type -> curfew.api.v1.DisableUserResponse
-	6,  // 26: curfew.api.v1.Directory.ListUsers:output_type -> curfew.api.v1.ListUsersResponse
-	9,  // 27: curfew.api.v1.Directory.PutGroup:output_type -> curfew.api.v1.PutGroupResponse
-	11, // 28: curfew.api.v1.Directory.DeleteGroup:output_type -> curfew.api.v1.DeleteGroupResponse
-	13, // 29: curfew.api.v1.Directory.ListGroups:output_type -> curfew.api.v1.ListGroupsResponse
-	15, // 30: curfew.api.v1.Directory.PutRole:output_type -> curfew.api.v1.PutRoleResponse
-	17, // 31: curfew.api.v1.Directory.DeleteRole:output_type -> curfew.api.v1.DeleteRoleResponse
-	19, // 32: curfew.api.v1.Directory.CreateJoinToken:output_type -> curfew.api.v1.CreateJoinTokenResponse
-	21, // 33: curfew.api.v1.Directory.RemoveHost:output_type -> curfew.api.v1.RemoveHostResponse
-	23, // 34: curfew.api.v1.Directory.LabelHost:output_type -> curfew.api.v1.LabelHostResponse
-	25, // 35: curfew.api.v1.Directory.GetTrust:output_type -> curfew.api.v1.GetTrustResponse
-	24, // [24:36] is the sub-list for method output_type
-	12, // [12:24] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	4,  // 0: curfew.api.v1.ListCodesResponse.sets:type_name -> curfew.api.v1.CodeSet
+	5,  // 1: curfew.api.v1.CodeSet.codes:type_name -> curfew.api.v1.CodeState
+	4,  // 2: curfew.api.v1.FetchCodeResponse.set:type_name -> curfew.api.v1.CodeSet
+	4,  // 3: curfew.api.v1.RotateCodesResponse.set:type_name -> curfew.api.v1.CodeSet
+	65, // 4: curfew.api.v1.RolloutStage.labels:type_name -> curfew.api.v1.RolloutStage.LabelsEntry
+	11, // 5: curfew.api.v1.RolloutStage.hosts:type_name -> curfew.api.v1.RolloutHost
+	1,  // 6: curfew.api.v1.RolloutHost.state:type_name -> curfew.api.v1.RolloutHostState
+	0,  // 7: curfew.api.v1.Rollout.state:type_name -> curfew.api.v1.RolloutState
+	10, // 8: curfew.api.v1.Rollout.stages:type_name -> curfew.api.v1.RolloutStage
+	10, // 9: curfew.api.v1.StartRolloutRequest.stages:type_name -> curfew.api.v1.RolloutStage
+	12, // 10: curfew.api.v1.StartRolloutResponse.rollout:type_name -> curfew.api.v1.Rollout
+	12, // 11: curfew.api.v1.GetRolloutResponse.rollout:type_name -> curfew.api.v1.Rollout
+	12, // 12: curfew.api.v1.ListRolloutsResponse.rollouts:type_name -> curfew.api.v1.Rollout
+	0,  // 13: curfew.api.v1.SteerRolloutRequest.to:type_name -> curfew.api.v1.RolloutState
+	12, // 14: curfew.api.v1.SteerRolloutResponse.rollout:type_name -> curfew.api.v1.Rollout
+	25, // 15: curfew.api.v1.ApplyPolicyResponse.version:type_name -> curfew.api.v1.PolicyVersion
+	25, // 16: curfew.api.v1.ClearPolicyResponse.version:type_name -> curfew.api.v1.PolicyVersion
+	25, // 17: curfew.api.v1.GetPolicyResponse.version:type_name -> curfew.api.v1.PolicyVersion
+	25, // 18: curfew.api.v1.ListPoliciesResponse.versions:type_name -> curfew.api.v1.PolicyVersion
+	34, // 19: curfew.api.v1.ReplayPolicyResponse.differences:type_name -> curfew.api.v1.ReplayDifference
+	35, // 20: curfew.api.v1.PutUserRequest.user:type_name -> curfew.api.v1.User
+	35, // 21: curfew.api.v1.PutUserResponse.user:type_name -> curfew.api.v1.User
+	35, // 22: curfew.api.v1.DisableUserResponse.user:type_name -> curfew.api.v1.User
+	35, // 23: curfew.api.v1.ListUsersResponse.users:type_name -> curfew.api.v1.User
+	42, // 24: curfew.api.v1.PutGroupRequest.group:type_name -> curfew.api.v1.Group
+	42, // 25: curfew.api.v1.PutGroupResponse.group:type_name -> curfew.api.v1.Group
+	42, // 26: curfew.api.v1.ListGroupsResponse.groups:type_name -> curfew.api.v1.Group
+	68, // 27: curfew.api.v1.PutRoleRequest.role:type_name -> curfew.api.v1.Role
+	68, // 28: curfew.api.v1.PutRoleResponse.role:type_name -> curfew.api.v1.Role
+	66, // 29: curfew.api.v1.CreateJoinTokenRequest.labels:type_name -> curfew.api.v1.CreateJoinTokenRequest.LabelsEntry
+	67, // 30: curfew.api.v1.LabelHostRequest.labels:type_name -> curfew.api.v1.LabelHostRequest.LabelsEntry
+	69, // 31: curfew.api.v1.LabelHostResponse.host:type_name -> curfew.api.v1.Host
+	36, // 32: curfew.api.v1.Directory.PutUser:input_type -> curfew.api.v1.PutUserRequest
+	38, // 33: curfew.api.v1.Directory.DisableUser:input_type -> curfew.api.v1.DisableUserRequest
+	40, // 34: curfew.api.v1.Directory.ListUsers:input_type -> curfew.api.v1.ListUsersRequest
+	43, // 35: curfew.api.v1.Directory.PutGroup:input_type -> curfew.api.v1.PutGroupRequest
+	45, // 36: curfew.api.v1.Directory.DeleteGroup:input_type -> curfew.api.v1.DeleteGroupRequest
+	47, // 37: curfew.api.v1.Directory.ListGroups:input_type -> curfew.api.v1.ListGroupsRequest
+	49, // 38: curfew.api.v1.Directory.PutRole:input_type -> curfew.api.v1.PutRoleRequest
+	51, // 39: curfew.api.v1.Directory.DeleteRole:input_type -> curfew.api.v1.DeleteRoleRequest
+	53, // 40: curfew.api.v1.Directory.CreateJoinToken:input_type -> curfew.api.v1.CreateJoinTokenRequest
+	55, // 41: curfew.api.v1.Directory.RemoveHost:input_type -> curfew.api.v1.RemoveHostRequest
+	57, // 42: curfew.api.v1.Directory.LabelHost:input_type -> curfew.api.v1.LabelHostRequest
+	59, // 43: curfew.api.v1.Directory.GetTrust:input_type -> curfew.api.v1.GetTrustRequest
+	61, // 44: curfew.api.v1.Directory.ProposeTrust:input_type -> curfew.api.v1.ProposeTrustRequest
+	63, // 45: curfew.api.v1.Directory.SignTrust:input_type -> curfew.api.v1.SignTrustRequest
+	2,  // 46: curfew.api.v1.BreakGlass.ListCodes:input_type -> curfew.api.v1.ListCodesRequest
+	6,  // 47: curfew.api.v1.BreakGlass.FetchCode:input_type -> curfew.api.v1.FetchCodeRequest
+	8,  // 48: curfew.api.v1.BreakGlass.RotateCodes:input_type -> curfew.api.v1.RotateCodesRequest
+	13, // 49: curfew.api.v1.Rollouts.StartRollout:input_type -> curfew.api.v1.StartRolloutRequest
+	15, // 50: curfew.api.v1.Rollouts.GetRollout:input_type -> curfew.api.v1.GetRolloutRequest
+	17, // 51: curfew.api.v1.Rollouts.ListRollouts:input_type -> curfew.api.v1.ListRolloutsRequest
+	19, // 52: curfew.api.v1.Rollouts.SteerRollout:input_type -> curfew.api.v1.SteerRolloutRequest
+	21, // 53: curfew.api.v1.Policy.ApplyPolicy:input_type -> curfew.api.v1.ApplyPolicyRequest
+	23, // 54: curfew.api.v1.Policy.ClearPolicy:input_type -> curfew.api.v1.ClearPolicyRequest
+	26, // 55: curfew.api.v1.Policy.GetPolicy:input_type -> curfew.api.v1.GetPolicyRequest
+	28, // 56: curfew.api.v1.Policy.ListPolicies:input_type -> curfew.api.v1.ListPoliciesRequest
+	30, // 57: curfew.api.v1.Policy.ExplainRequest:input_type -> curfew.api.v1.ExplainRequestRequest
+	32, // 58: curfew.api.v1.Policy.ReplayPolicy:input_type -> curfew.api.v1.ReplayPolicyRequest
+	37, // 59: curfew.api.v1.Directory.PutUser:output_type -> curfew.api.v1.PutUserResponse
+	39, // 60: curfew.api.v1.Directory.DisableUser:output_type -> curfew.api.v1.DisableUserResponse
+	41, // 61: curfew.api.v1.Directory.ListUsers:output_type -> curfew.api.v1.ListUsersResponse
+	44, // 62: curfew.api.v1.Directory.PutGroup:output_type -> curfew.api.v1.PutGroupResponse
+	46, // 63: curfew.api.v1.Directory.DeleteGroup:output_type -> curfew.api.v1.DeleteGroupResponse
+	48, // 64: curfew.api.v1.Directory.ListGroups:output_type -> curfew.api.v1.ListGroupsResponse
+	50, // 65: curfew.api.v1.Directory.PutRole:output_type -> curfew.api.v1.PutRoleResponse
+	52, // 66: curfew.api.v1.Directory.DeleteRole:output_type -> curfew.api.v1.DeleteRoleResponse
+	54, // 67: curfew.api.v1.Directory.CreateJoinToken:output_type -> curfew.api.v1.CreateJoinTokenResponse
+	56, // 68: curfew.api.v1.Directory.RemoveHost:output_type -> curfew.api.v1.RemoveHostResponse
+	58, // 69: curfew.api.v1.Directory.LabelHost:output_type -> curfew.api.v1.LabelHostResponse
+	60, // 70: curfew.api.v1.Directory.GetTrust:output_type -> curfew.api.v1.GetTrustResponse
+	62, // 71: curfew.api.v1.Directory.ProposeTrust:output_type -> curfew.api.v1.ProposeTrustResponse
+	64, // 72: curfew.api.v1.Directory.SignTrust:output_type -> curfew.api.v1.SignTrustResponse
+	3,  // 73: curfew.api.v1.BreakGlass.ListCodes:output_type -> curfew.api.v1.ListCodesResponse
+	7,  // 74: curfew.api.v1.BreakGlass.FetchCode:output_type -> curfew.api.v1.FetchCodeResponse
+	9,  // 75: curfew.api.v1.BreakGlass.RotateCodes:output_type -> curfew.api.v1.RotateCodesResponse
+	14, // 76: curfew.api.v1.Rollouts.StartRollout:output_type -> curfew.api.v1.StartRolloutResponse
+	16, // 77: curfew.api.v1.Rollouts.GetRollout:output_type -> curfew.api.v1.GetRolloutResponse
+	18, // 78: curfew.api.v1.Rollouts.ListRollouts:output_type -> curfew.api.v1.ListRolloutsResponse
+	20, // 79: curfew.api.v1.Rollouts.SteerRollout:output_type -> curfew.api.v1.SteerRolloutResponse
+	22, // 80: curfew.api.v1.Policy.ApplyPolicy:output_type -> curfew.api.v1.ApplyPolicyResponse
+	24, // 81: curfew.api.v1.Policy.ClearPolicy:output_type -> curfew.api.v1.ClearPolicyResponse
+	27, // 82: curfew.api.v1.Policy.GetPolicy:output_type -> curfew.api.v1.GetPolicyResponse
+	29, // 83: curfew.api.v1.Policy.ListPolicies:output_type -> curfew.api.v1.ListPoliciesResponse
+	31, // 84: curfew.api.v1.Policy.ExplainRequest:output_type -> curfew.api.v1.ExplainRequestResponse
+	33, // 85: curfew.api.v1.Policy.ReplayPolicy:output_type -> curfew.api.v1.ReplayPolicyResponse
+	59, // [59:86] is the sub-list for method output_type
+	32, // [32:59] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_curfew_api_v1_admin_proto_init() }
@@ -1403,18 +4235,20 @@ func file_curfew_api_v1_admin_proto_init() {
 		return
 	}
 	file_curfew_api_v1_access_proto_init()
+	file_curfew_api_v1_admin_proto_msgTypes[33].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_curfew_api_v1_admin_proto_rawDesc), len(file_curfew_api_v1_admin_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   28,
+			NumEnums:      2,
+			NumMessages:   66,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   4,
 		},
 		GoTypes:           file_curfew_api_v1_admin_proto_goTypes,
 		DependencyIndexes: file_curfew_api_v1_admin_proto_depIdxs,
+		EnumInfos:         file_curfew_api_v1_admin_proto_enumTypes,
 		MessageInfos:      file_curfew_api_v1_admin_proto_msgTypes,
 	}.Build()
 	File_curfew_api_v1_admin_proto = out.File

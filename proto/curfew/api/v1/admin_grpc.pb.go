@@ -33,6 +33,8 @@ const (
 	Directory_RemoveHost_FullMethodName      = "/curfew.api.v1.Directory/RemoveHost"
 	Directory_LabelHost_FullMethodName       = "/curfew.api.v1.Directory/LabelHost"
 	Directory_GetTrust_FullMethodName        = "/curfew.api.v1.Directory/GetTrust"
+	Directory_ProposeTrust_FullMethodName    = "/curfew.api.v1.Directory/ProposeTrust"
+	Directory_SignTrust_FullMethodName       = "/curfew.api.v1.Directory/SignTrust"
 )
 
 // DirectoryClient is the client API for Directory service.
@@ -53,6 +55,10 @@ type DirectoryClient interface {
 	RemoveHost(ctx context.Context, in *RemoveHostRequest, opts ...grpc.CallOption) (*RemoveHostResponse, error)
 	LabelHost(ctx context.Context, in *LabelHostRequest, opts ...grpc.CallOption) (*LabelHostResponse, error)
 	GetTrust(ctx context.Context, in *GetTrustRequest, opts ...grpc.CallOption) (*GetTrustResponse, error)
+	// Proposes root keys, a threshold or a new epoch; in force once enough root keys have signed.
+	ProposeTrust(ctx context.Context, in *ProposeTrustRequest, opts ...grpc.CallOption) (*ProposeTrustResponse, error)
+	// Adds one root key's signature over the content that waits.
+	SignTrust(ctx context.Context, in *SignTrustRequest, opts ...grpc.CallOption) (*SignTrustResponse, error)
 }
 
 type directoryClient struct {
@@ -183,6 +189,26 @@ func (c *directoryClient) GetTrust(ctx context.Context, in *GetTrustRequest, opt
 	return out, nil
 }
 
+func (c *directoryClient) ProposeTrust(ctx context.Context, in *ProposeTrustRequest, opts ...grpc.CallOption) (*ProposeTrustResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProposeTrustResponse)
+	err := c.cc.Invoke(ctx, Directory_ProposeTrust_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *directoryClient) SignTrust(ctx context.Context, in *SignTrustRequest, opts ...grpc.CallOption) (*SignTrustResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignTrustResponse)
+	err := c.cc.Invoke(ctx, Directory_SignTrust_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // DirectoryServer is the server API for Directory service.
 // All implementations must embed UnimplementedDirectoryServer
 // for forward compatibility.
@@ -201,6 +227,10 @@ type DirectoryServer interface {
 	RemoveHost(context.Context, *RemoveHostRequest) (*RemoveHostResponse, error)
 	LabelHost(context.Context, *LabelHostRequest) (*LabelHostResponse, error)
 	GetTrust(context.Context, *GetTrustRequest) (*GetTrustResponse, error)
+	// Proposes root keys, a threshold or a new epoch; in force once enough root keys have signed.
+	ProposeTrust(context.Context, *ProposeTrustRequest) (*ProposeTrustResponse, error)
+	// Adds one root key's signature over the content that waits.
+	SignTrust(context.Context, *SignTrustRequest) (*SignTrustResponse, error)
 	mustEmbedUnimplementedDirectoryServer()
 }
 
@@ -246,6 +276,12 @@ func (UnimplementedDirectoryServer) LabelHost(context.Context, *LabelHostRequest
 }
 func (UnimplementedDirectoryServer) GetTrust(context.Context, *GetTrustRequest) (*GetTrustResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetTrust not implemented")
+}
+func (UnimplementedDirectoryServer) ProposeTrust(context.Context, *ProposeTrustRequest) (*ProposeTrustResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ProposeTrust not implemented")
+}
+func (UnimplementedDirectoryServer) SignTrust(context.Context, *SignTrustRequest) (*SignTrustResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SignTrust not implemented")
 }
 func (UnimplementedDirectoryServer) mustEmbedUnimplementedDirectoryServer() {}
 func (UnimplementedDirectoryServer) testEmbeddedByValue()                   {}
@@ -484,6 +520,42 @@ func _Directory_GetTrust_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Directory_ProposeTrust_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProposeTrustRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DirectoryServer).ProposeTrust(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Directory_ProposeTrust_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DirectoryServer).ProposeTrust(ctx, req.(*ProposeTrustRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Directory_SignTrust_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignTrustRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DirectoryServer).SignTrust(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Directory_SignTrust_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DirectoryServer).SignTrust(ctx, req.(*SignTrustRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Directory_ServiceDesc is the grpc.ServiceDesc for Directory service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -538,6 +610,726 @@ var Directory_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetTrust",
 			Handler:    _Directory_GetTrust_Handler,
+		},
+		{
+			MethodName: "ProposeTrust",
+			Handler:    _Directory_ProposeTrust_Handler,
+		},
+		{
+			MethodName: "SignTrust",
+			Handler:    _Directory_SignTrust_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "curfew/api/v1/admin.proto",
+}
+
+const (
+	BreakGlass_ListCodes_FullMethodName   = "/curfew.api.v1.BreakGlass/ListCodes"
+	BreakGlass_FetchCode_FullMethodName   = "/curfew.api.v1.BreakGlass/FetchCode"
+	BreakGlass_RotateCodes_FullMethodName = "/curfew.api.v1.BreakGlass/RotateCodes"
+)
+
+// BreakGlassClient is the client API for BreakGlass service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// BreakGlass keeps the sealed one-use codes of hosts. See PROTOCOL.md section 10.
+type BreakGlassClient interface {
+	ListCodes(ctx context.Context, in *ListCodesRequest, opts ...grpc.CallOption) (*ListCodesResponse, error)
+	// Hands one sealed code to one of those whom the set is sealed to; recorded before it answers.
+	FetchCode(ctx context.Context, in *FetchCodeRequest, opts ...grpc.CallOption) (*FetchCodeResponse, error)
+	// Has a host make a new set, now or when it is back; the old one is void then.
+	RotateCodes(ctx context.Context, in *RotateCodesRequest, opts ...grpc.CallOption) (*RotateCodesResponse, error)
+}
+
+type breakGlassClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewBreakGlassClient(cc grpc.ClientConnInterface) BreakGlassClient {
+	return &breakGlassClient{cc}
+}
+
+func (c *breakGlassClient) ListCodes(ctx context.Context, in *ListCodesRequest, opts ...grpc.CallOption) (*ListCodesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListCodesResponse)
+	err := c.cc.Invoke(ctx, BreakGlass_ListCodes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *breakGlassClient) FetchCode(ctx context.Context, in *FetchCodeRequest, opts ...grpc.CallOption) (*FetchCodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FetchCodeResponse)
+	err := c.cc.Invoke(ctx, BreakGlass_FetchCode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *breakGlassClient) RotateCodes(ctx context.Context, in *RotateCodesRequest, opts ...grpc.CallOption) (*RotateCodesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateCodesResponse)
+	err := c.cc.Invoke(ctx, BreakGlass_RotateCodes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// BreakGlassServer is the server API for BreakGlass service.
+// All implementations must embed UnimplementedBreakGlassServer
+// for forward compatibility.
+//
+// BreakGlass keeps the sealed one-use codes of hosts. See PROTOCOL.md section 10.
+type BreakGlassServer interface {
+	ListCodes(context.Context, *ListCodesRequest) (*ListCodesResponse, error)
+	// Hands one sealed code to one of those whom the set is sealed to; recorded before it answers.
+	FetchCode(context.Context, *FetchCodeRequest) (*FetchCodeResponse, error)
+	// Has a host make a new set, now or when it is back; the old one is void then.
+	RotateCodes(context.Context, *RotateCodesRequest) (*RotateCodesResponse, error)
+	mustEmbedUnimplementedBreakGlassServer()
+}
+
+// UnimplementedBreakGlassServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedBreakGlassServer struct{}
+
+func (UnimplementedBreakGlassServer) ListCodes(context.Context, *ListCodesRequest) (*ListCodesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListCodes not implemented")
+}
+func (UnimplementedBreakGlassServer) FetchCode(context.Context, *FetchCodeRequest) (*FetchCodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FetchCode not implemented")
+}
+func (UnimplementedBreakGlassServer) RotateCodes(context.Context, *RotateCodesRequest) (*RotateCodesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateCodes not implemented")
+}
+func (UnimplementedBreakGlassServer) mustEmbedUnimplementedBreakGlassServer() {}
+func (UnimplementedBreakGlassServer) testEmbeddedByValue()                    {}
+
+// UnsafeBreakGlassServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to BreakGlassServer will
+// result in compilation errors.
+type UnsafeBreakGlassServer interface {
+	mustEmbedUnimplementedBreakGlassServer()
+}
+
+func RegisterBreakGlassServer(s grpc.ServiceRegistrar, srv BreakGlassServer) {
+	// If the following call panics, it indicates UnimplementedBreakGlassServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&BreakGlass_ServiceDesc, srv)
+}
+
+func _BreakGlass_ListCodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListCodesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BreakGlassServer).ListCodes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: BreakGlass_ListCodes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BreakGlassServer).ListCodes(ctx, req.(*ListCodesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _BreakGlass_FetchCode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FetchCodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BreakGlassServer).FetchCode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: BreakGlass_FetchCode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BreakGlassServer).FetchCode(ctx, req.(*FetchCodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _BreakGlass_RotateCodes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateCodesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BreakGlassServer).RotateCodes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: BreakGlass_RotateCodes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BreakGlassServer).RotateCodes(ctx, req.(*RotateCodesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// BreakGlass_ServiceDesc is the grpc.ServiceDesc for BreakGlass service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var BreakGlass_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "curfew.api.v1.BreakGlass",
+	HandlerType: (*BreakGlassServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ListCodes",
+			Handler:    _BreakGlass_ListCodes_Handler,
+		},
+		{
+			MethodName: "FetchCode",
+			Handler:    _BreakGlass_FetchCode_Handler,
+		},
+		{
+			MethodName: "RotateCodes",
+			Handler:    _BreakGlass_RotateCodes_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "curfew/api/v1/admin.proto",
+}
+
+const (
+	Rollouts_StartRollout_FullMethodName = "/curfew.api.v1.Rollouts/StartRollout"
+	Rollouts_GetRollout_FullMethodName   = "/curfew.api.v1.Rollouts/GetRollout"
+	Rollouts_ListRollouts_FullMethodName = "/curfew.api.v1.Rollouts/ListRollouts"
+	Rollouts_SteerRollout_FullMethodName = "/curfew.api.v1.Rollouts/SteerRollout"
+)
+
+// RolloutsClient is the client API for Rollouts service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Rollouts switch hosts that follow them to enforcing, in stages, and back. See PROTOCOL.md section 11.
+type RolloutsClient interface {
+	StartRollout(ctx context.Context, in *StartRolloutRequest, opts ...grpc.CallOption) (*StartRolloutResponse, error)
+	GetRollout(ctx context.Context, in *GetRolloutRequest, opts ...grpc.CallOption) (*GetRolloutResponse, error)
+	ListRollouts(ctx context.Context, in *ListRolloutsRequest, opts ...grpc.CallOption) (*ListRolloutsResponse, error)
+	// Pauses, resumes, rolls back or finishes one.
+	SteerRollout(ctx context.Context, in *SteerRolloutRequest, opts ...grpc.CallOption) (*SteerRolloutResponse, error)
+}
+
+type rolloutsClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewRolloutsClient(cc grpc.ClientConnInterface) RolloutsClient {
+	return &rolloutsClient{cc}
+}
+
+func (c *rolloutsClient) StartRollout(ctx context.Context, in *StartRolloutRequest, opts ...grpc.CallOption) (*StartRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StartRolloutResponse)
+	err := c.cc.Invoke(ctx, Rollouts_StartRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *rolloutsClient) GetRollout(ctx context.Context, in *GetRolloutRequest, opts ...grpc.CallOption) (*GetRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetRolloutResponse)
+	err := c.cc.Invoke(ctx, Rollouts_GetRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *rolloutsClient) ListRollouts(ctx context.Context, in *ListRolloutsRequest, opts ...grpc.CallOption) (*ListRolloutsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListRolloutsResponse)
+	err := c.cc.Invoke(ctx, Rollouts_ListRollouts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *rolloutsClient) SteerRollout(ctx context.Context, in *SteerRolloutRequest, opts ...grpc.CallOption) (*SteerRolloutResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SteerRolloutResponse)
+	err := c.cc.Invoke(ctx, Rollouts_SteerRollout_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// RolloutsServer is the server API for Rollouts service.
+// All implementations must embed UnimplementedRolloutsServer
+// for forward compatibility.
+//
+// Rollouts switch hosts that follow them to enforcing, in stages, and back. See PROTOCOL.md section 11.
+type RolloutsServer interface {
+	StartRollout(context.Context, *StartRolloutRequest) (*StartRolloutResponse, error)
+	GetRollout(context.Context, *GetRolloutRequest) (*GetRolloutResponse, error)
+	ListRollouts(context.Context, *ListRolloutsRequest) (*ListRolloutsResponse, error)
+	// Pauses, resumes, rolls back or finishes one.
+	SteerRollout(context.Context, *SteerRolloutRequest) (*SteerRolloutResponse, error)
+	mustEmbedUnimplementedRolloutsServer()
+}
+
+// UnimplementedRolloutsServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedRolloutsServer struct{}
+
+func (UnimplementedRolloutsServer) StartRollout(context.Context, *StartRolloutRequest) (*StartRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StartRollout not implemented")
+}
+func (UnimplementedRolloutsServer) GetRollout(context.Context, *GetRolloutRequest) (*GetRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetRollout not implemented")
+}
+func (UnimplementedRolloutsServer) ListRollouts(context.Context, *ListRolloutsRequest) (*ListRolloutsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListRollouts not implemented")
+}
+func (UnimplementedRolloutsServer) SteerRollout(context.Context, *SteerRolloutRequest) (*SteerRolloutResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SteerRollout not implemented")
+}
+func (UnimplementedRolloutsServer) mustEmbedUnimplementedRolloutsServer() {}
+func (UnimplementedRolloutsServer) testEmbeddedByValue()                  {}
+
+// UnsafeRolloutsServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to RolloutsServer will
+// result in compilation errors.
+type UnsafeRolloutsServer interface {
+	mustEmbedUnimplementedRolloutsServer()
+}
+
+func RegisterRolloutsServer(s grpc.ServiceRegistrar, srv RolloutsServer) {
+	// If the following call panics, it indicates UnimplementedRolloutsServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Rollouts_ServiceDesc, srv)
+}
+
+func _Rollouts_StartRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StartRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RolloutsServer).StartRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Rollouts_StartRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RolloutsServer).StartRollout(ctx, req.(*StartRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Rollouts_GetRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RolloutsServer).GetRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Rollouts_GetRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RolloutsServer).GetRollout(ctx, req.(*GetRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Rollouts_ListRollouts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListRolloutsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RolloutsServer).ListRollouts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Rollouts_ListRollouts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RolloutsServer).ListRollouts(ctx, req.(*ListRolloutsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Rollouts_SteerRollout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SteerRolloutRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RolloutsServer).SteerRollout(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Rollouts_SteerRollout_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RolloutsServer).SteerRollout(ctx, req.(*SteerRolloutRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Rollouts_ServiceDesc is the grpc.ServiceDesc for Rollouts service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Rollouts_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "curfew.api.v1.Rollouts",
+	HandlerType: (*RolloutsServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "StartRollout",
+			Handler:    _Rollouts_StartRollout_Handler,
+		},
+		{
+			MethodName: "GetRollout",
+			Handler:    _Rollouts_GetRollout_Handler,
+		},
+		{
+			MethodName: "ListRollouts",
+			Handler:    _Rollouts_ListRollouts_Handler,
+		},
+		{
+			MethodName: "SteerRollout",
+			Handler:    _Rollouts_SteerRollout_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "curfew/api/v1/admin.proto",
+}
+
+const (
+	Policy_ApplyPolicy_FullMethodName    = "/curfew.api.v1.Policy/ApplyPolicy"
+	Policy_ClearPolicy_FullMethodName    = "/curfew.api.v1.Policy/ClearPolicy"
+	Policy_GetPolicy_FullMethodName      = "/curfew.api.v1.Policy/GetPolicy"
+	Policy_ListPolicies_FullMethodName   = "/curfew.api.v1.Policy/ListPolicies"
+	Policy_ExplainRequest_FullMethodName = "/curfew.api.v1.Policy/ExplainRequest"
+	Policy_ReplayPolicy_FullMethodName   = "/curfew.api.v1.Policy/ReplayPolicy"
+)
+
+// PolicyClient is the client API for Policy service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Policy holds the organisation's policy file. Admins change it; approvers and auditors read it.
+type PolicyClient interface {
+	// Checks a policy file and, unless dry_run, puts it into force. A bad one is refused whole.
+	ApplyPolicy(ctx context.Context, in *ApplyPolicyRequest, opts ...grpc.CallOption) (*ApplyPolicyResponse, error)
+	// Puts no policy file into force: the directory's roles count again.
+	ClearPolicy(ctx context.Context, in *ClearPolicyRequest, opts ...grpc.CallOption) (*ClearPolicyResponse, error)
+	GetPolicy(ctx context.Context, in *GetPolicyRequest, opts ...grpc.CallOption) (*GetPolicyResponse, error)
+	ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error)
+	// Says how a request was decided, rule by rule, and what the policy in force would say now.
+	ExplainRequest(ctx context.Context, in *ExplainRequestRequest, opts ...grpc.CallOption) (*ExplainRequestResponse, error)
+	// Decides past requests anew with a policy file and tells the differences.
+	ReplayPolicy(ctx context.Context, in *ReplayPolicyRequest, opts ...grpc.CallOption) (*ReplayPolicyResponse, error)
+}
+
+type policyClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewPolicyClient(cc grpc.ClientConnInterface) PolicyClient {
+	return &policyClient{cc}
+}
+
+func (c *policyClient) ApplyPolicy(ctx context.Context, in *ApplyPolicyRequest, opts ...grpc.CallOption) (*ApplyPolicyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ApplyPolicyResponse)
+	err := c.cc.Invoke(ctx, Policy_ApplyPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *policyClient) ClearPolicy(ctx context.Context, in *ClearPolicyRequest, opts ...grpc.CallOption) (*ClearPolicyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ClearPolicyResponse)
+	err := c.cc.Invoke(ctx, Policy_ClearPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *policyClient) GetPolicy(ctx context.Context, in *GetPolicyRequest, opts ...grpc.CallOption) (*GetPolicyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetPolicyResponse)
+	err := c.cc.Invoke(ctx, Policy_GetPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *policyClient) ListPolicies(ctx context.Context, in *ListPoliciesRequest, opts ...grpc.CallOption) (*ListPoliciesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListPoliciesResponse)
+	err := c.cc.Invoke(ctx, Policy_ListPolicies_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *policyClient) ExplainRequest(ctx context.Context, in *ExplainRequestRequest, opts ...grpc.CallOption) (*ExplainRequestResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainRequestResponse)
+	err := c.cc.Invoke(ctx, Policy_ExplainRequest_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *policyClient) ReplayPolicy(ctx context.Context, in *ReplayPolicyRequest, opts ...grpc.CallOption) (*ReplayPolicyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReplayPolicyResponse)
+	err := c.cc.Invoke(ctx, Policy_ReplayPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// PolicyServer is the server API for Policy service.
+// All implementations must embed UnimplementedPolicyServer
+// for forward compatibility.
+//
+// Policy holds the organisation's policy file. Admins change it; approvers and auditors read it.
+type PolicyServer interface {
+	// Checks a policy file and, unless dry_run, puts it into force. A bad one is refused whole.
+	ApplyPolicy(context.Context, *ApplyPolicyRequest) (*ApplyPolicyResponse, error)
+	// Puts no policy file into force: the directory's roles count again.
+	ClearPolicy(context.Context, *ClearPolicyRequest) (*ClearPolicyResponse, error)
+	GetPolicy(context.Context, *GetPolicyRequest) (*GetPolicyResponse, error)
+	ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error)
+	// Says how a request was decided, rule by rule, and what the policy in force would say now.
+	ExplainRequest(context.Context, *ExplainRequestRequest) (*ExplainRequestResponse, error)
+	// Decides past requests anew with a policy file and tells the differences.
+	ReplayPolicy(context.Context, *ReplayPolicyRequest) (*ReplayPolicyResponse, error)
+	mustEmbedUnimplementedPolicyServer()
+}
+
+// UnimplementedPolicyServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedPolicyServer struct{}
+
+func (UnimplementedPolicyServer) ApplyPolicy(context.Context, *ApplyPolicyRequest) (*ApplyPolicyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ApplyPolicy not implemented")
+}
+func (UnimplementedPolicyServer) ClearPolicy(context.Context, *ClearPolicyRequest) (*ClearPolicyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ClearPolicy not implemented")
+}
+func (UnimplementedPolicyServer) GetPolicy(context.Context, *GetPolicyRequest) (*GetPolicyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetPolicy not implemented")
+}
+func (UnimplementedPolicyServer) ListPolicies(context.Context, *ListPoliciesRequest) (*ListPoliciesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListPolicies not implemented")
+}
+func (UnimplementedPolicyServer) ExplainRequest(context.Context, *ExplainRequestRequest) (*ExplainRequestResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExplainRequest not implemented")
+}
+func (UnimplementedPolicyServer) ReplayPolicy(context.Context, *ReplayPolicyRequest) (*ReplayPolicyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReplayPolicy not implemented")
+}
+func (UnimplementedPolicyServer) mustEmbedUnimplementedPolicyServer() {}
+func (UnimplementedPolicyServer) testEmbeddedByValue()                {}
+
+// UnsafePolicyServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to PolicyServer will
+// result in compilation errors.
+type UnsafePolicyServer interface {
+	mustEmbedUnimplementedPolicyServer()
+}
+
+func RegisterPolicyServer(s grpc.ServiceRegistrar, srv PolicyServer) {
+	// If the following call panics, it indicates UnimplementedPolicyServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Policy_ServiceDesc, srv)
+}
+
+func _Policy_ApplyPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ApplyPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PolicyServer).ApplyPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Policy_ApplyPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PolicyServer).ApplyPolicy(ctx, req.(*ApplyPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Policy_ClearPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ClearPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PolicyServer).ClearPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Policy_ClearPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PolicyServer).ClearPolicy(ctx, req.(*ClearPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Policy_GetPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PolicyServer).GetPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Policy_GetPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PolicyServer).GetPolicy(ctx, req.(*GetPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Policy_ListPolicies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListPoliciesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PolicyServer).ListPolicies(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Policy_ListPolicies_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PolicyServer).ListPolicies(ctx, req.(*ListPoliciesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Policy_ExplainRequest_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainRequestRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PolicyServer).ExplainRequest(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Policy_ExplainRequest_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PolicyServer).ExplainRequest(ctx, req.(*ExplainRequestRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Policy_ReplayPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReplayPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PolicyServer).ReplayPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Policy_ReplayPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PolicyServer).ReplayPolicy(ctx, req.(*ReplayPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Policy_ServiceDesc is the grpc.ServiceDesc for Policy service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Policy_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "curfew.api.v1.Policy",
+	HandlerType: (*PolicyServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ApplyPolicy",
+			Handler:    _Policy_ApplyPolicy_Handler,
+		},
+		{
+			MethodName: "ClearPolicy",
+			Handler:    _Policy_ClearPolicy_Handler,
+		},
+		{
+			MethodName: "GetPolicy",
+			Handler:    _Policy_GetPolicy_Handler,
+		},
+		{
+			MethodName: "ListPolicies",
+			Handler:    _Policy_ListPolicies_Handler,
+		},
+		{
+			MethodName: "ExplainRequest",
+			Handler:    _Policy_ExplainRequest_Handler,
+		},
+		{
+			MethodName: "ReplayPolicy",
+			Handler:    _Policy_ReplayPolicy_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -35,6 +35,7 @@ type EnrolRequest struct {
 	SshHostKeys   []string               `protobuf:"bytes,7,rep,name=ssh_host_keys,json=sshHostKeys,proto3" json:"ssh_host_keys,omitempty"`       // authorized_keys form
 	Labels        map[string]string      `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	AgentVersion  string                 `protobuf:"bytes,9,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	Cloud         *CloudIdentity         `protobuf:"bytes,10,opt,name=cloud,proto3" json:"cloud,omitempty"` // instead of token
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -132,6 +133,65 @@ func (x *EnrolRequest) GetAgentVersion() string {
 	return ""
 }
 
+func (x *EnrolRequest) GetCloud() *CloudIdentity {
+	if x != nil {
+		return x.Cloud
+	}
+	return nil
+}
+
+type CloudIdentity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Provider      string                 `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"` // aws, gcp or azure
+	Document      []byte                 `protobuf:"bytes,2,opt,name=document,proto3" json:"document,omitempty"` // as the instance's metadata service gave it; 16 KiB at most
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloudIdentity) Reset() {
+	*x = CloudIdentity{}
+	mi := &file_curfew_api_v1_host_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloudIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloudIdentity) ProtoMessage() {}
+
+func (x *CloudIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_host_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloudIdentity.ProtoReflect.Descriptor instead.
+func (*CloudIdentity) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_host_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CloudIdentity) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *CloudIdentity) GetDocument() []byte {
+	if x != nil {
+		return x.Document
+	}
+	return nil
+}
+
 type EnrolResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	HostId        []byte                 `protobuf:"bytes,1,opt,name=host_id,json=hostId,proto3" json:"host_id,omitempty"`
@@ -146,7 +206,7 @@ type EnrolResponse struct {
 
 func (x *EnrolResponse) Reset() {
 	*x = EnrolResponse{}
-	mi := &file_curfew_api_v1_host_proto_msgTypes[1]
+	mi := &file_curfew_api_v1_host_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -158,7 +218,7 @@ func (x *EnrolResponse) String() string {
 func (*EnrolResponse) ProtoMessage() {}
 
 func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_host_proto_msgTypes[1]
+	mi := &file_curfew_api_v1_host_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -171,7 +231,7 @@ func (x *EnrolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolResponse.ProtoReflect.Descriptor instead.
 func (*EnrolResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_host_proto_rawDescGZIP(), []int{1}
+	return file_curfew_api_v1_host_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *EnrolResponse) GetHostId() []byte {
@@ -225,7 +285,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_curfew_api_v1_host_proto_msgTypes[2]
+	mi := &file_curfew_api_v1_host_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -237,7 +297,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_host_proto_msgTypes[2]
+	mi := &file_curfew_api_v1_host_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -250,7 +310,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_host_proto_rawDescGZIP(), []int{2}
+	return file_curfew_api_v1_host_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -269,7 +329,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_curfew_api_v1_host_proto_msgTypes[3]
+	mi := &file_curfew_api_v1_host_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -281,7 +341,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_curfew_api_v1_host_proto_msgTypes[3]
+	mi := &file_curfew_api_v1_host_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -294,7 +354,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_curfew_api_v1_host_proto_rawDescGZIP(), []int{3}
+	return file_curfew_api_v1_host_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RenewResponse) GetCertificate() []byte {
@@ -304,11 +364,109 @@ func (x *RenewResponse) GetCertificate() []byte {
 	return nil
 }
 
+type AuthoritiesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the CA certificates that the host accepts now; 4 at most.
+	Accepts       [][]byte `protobuf:"bytes,1,rep,name=accepts,proto3" json:"accepts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthoritiesRequest) Reset() {
+	*x = AuthoritiesRequest{}
+	mi := &file_curfew_api_v1_host_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthoritiesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthoritiesRequest) ProtoMessage() {}
+
+func (x *AuthoritiesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_host_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthoritiesRequest.ProtoReflect.Descriptor instead.
+func (*AuthoritiesRequest) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_host_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *AuthoritiesRequest) GetAccepts() [][]byte {
+	if x != nil {
+		return x.Accepts
+	}
+	return nil
+}
+
+type AuthoritiesResponse struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Certificates [][]byte               `protobuf:"bytes,1,rep,name=certificates,proto3" json:"certificates,omitempty"` // DER; the one in force first
+	// The host's own certificate is from another CA than the one in force: renew it.
+	Renew         bool `protobuf:"varint,2,opt,name=renew,proto3" json:"renew,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthoritiesResponse) Reset() {
+	*x = AuthoritiesResponse{}
+	mi := &file_curfew_api_v1_host_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthoritiesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthoritiesResponse) ProtoMessage() {}
+
+func (x *AuthoritiesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_curfew_api_v1_host_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthoritiesResponse.ProtoReflect.Descriptor instead.
+func (*AuthoritiesResponse) Descriptor() ([]byte, []int) {
+	return file_curfew_api_v1_host_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AuthoritiesResponse) GetCertificates() [][]byte {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *AuthoritiesResponse) GetRenew() bool {
+	if x != nil {
+		return x.Renew
+	}
+	return false
+}
+
 var File_curfew_api_v1_host_proto protoreflect.FileDescriptor
 
 const file_curfew_api_v1_host_proto_rawDesc = "" +
 	"\n" +
-	"\x18curfew/api/v1/host.proto\x12\rcurfew.api.v1\x1a\x16curfew/v1/stream.proto\"\xef\x02\n" +
+	"\x18curfew/api/v1/host.proto\x12\rcurfew.api.v1\x1a\x16curfew/v1/stream.proto\"\xa3\x03\n" +
 	"\fEnrolRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12&\n" +
 	"\x0froot_public_key\x18\x02 \x01(\fR\rrootPublicKey\x12\x10\n" +
@@ -318,10 +476,15 @@ const file_curfew_api_v1_host_proto_rawDesc = "" +
 	"\aaddress\x18\x06 \x01(\tR\aaddress\x12\"\n" +
 	"\rssh_host_keys\x18\a \x03(\tR\vsshHostKeys\x12?\n" +
 	"\x06labels\x18\b \x03(\v2'.curfew.api.v1.EnrolRequest.LabelsEntryR\x06labels\x12#\n" +
-	"\ragent_version\x18\t \x01(\tR\fagentVersion\x1a9\n" +
+	"\ragent_version\x18\t \x01(\tR\fagentVersion\x122\n" +
+	"\x05cloud\x18\n" +
+	" \x01(\v2\x1c.curfew.api.v1.CloudIdentityR\x05cloud\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd0\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"G\n" +
+	"\rCloudIdentity\x12\x1a\n" +
+	"\bprovider\x18\x01 \x01(\tR\bprovider\x12\x1a\n" +
+	"\bdocument\x18\x02 \x01(\fR\bdocument\"\xd0\x01\n" +
 	"\rEnrolResponse\x12\x17\n" +
 	"\ahost_id\x18\x01 \x01(\fR\x06hostId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\"\n" +
@@ -332,12 +495,18 @@ const file_curfew_api_v1_host_proto_rawDesc = "" +
 	"\fRenewRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"1\n" +
 	"\rRenewResponse\x12 \n" +
-	"\vcertificate\x18\x01 \x01(\fR\vcertificate2R\n" +
+	"\vcertificate\x18\x01 \x01(\fR\vcertificate\".\n" +
+	"\x12AuthoritiesRequest\x12\x18\n" +
+	"\aaccepts\x18\x01 \x03(\fR\aaccepts\"O\n" +
+	"\x13AuthoritiesResponse\x12\"\n" +
+	"\fcertificates\x18\x01 \x03(\fR\fcertificates\x12\x14\n" +
+	"\x05renew\x18\x02 \x01(\bR\x05renew2R\n" +
 	"\bHostLink\x12F\n" +
-	"\aConnect\x12\x1c.curfew.v1.SignedHostMessage\x1a\x19.curfew.v1.ControlMessage(\x010\x012\x93\x01\n" +
+	"\aConnect\x12\x1c.curfew.v1.SignedHostMessage\x1a\x19.curfew.v1.ControlMessage(\x010\x012\xe9\x01\n" +
 	"\tEnrolment\x12B\n" +
 	"\x05Enrol\x12\x1b.curfew.api.v1.EnrolRequest\x1a\x1c.curfew.api.v1.EnrolResponse\x12B\n" +
-	"\x05Renew\x12\x1b.curfew.api.v1.RenewRequest\x1a\x1c.curfew.api.v1.RenewResponseB;Z9github.com/curfew-access/curfew/proto/curfew/api/v1;apiv1b\x06proto3"
+	"\x05Renew\x12\x1b.curfew.api.v1.RenewRequest\x1a\x1c.curfew.api.v1.RenewResponse\x12T\n" +
+	"\vAuthorities\x12!.curfew.api.v1.AuthoritiesRequest\x1a\".curfew.api.v1.AuthoritiesResponseB;Z9github.com/curfew-access/curfew/proto/curfew/api/v1;apiv1b\x06proto3"
 
 var (
 	file_curfew_api_v1_host_proto_rawDescOnce sync.Once
@@ -351,29 +520,35 @@ func file_curfew_api_v1_host_proto_rawDescGZIP() []byte {
 	return file_curfew_api_v1_host_proto_rawDescData
 }
 
-var file_curfew_api_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_curfew_api_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_curfew_api_v1_host_proto_goTypes = []any{
 	(*EnrolRequest)(nil),         // 0: curfew.api.v1.EnrolRequest
-	(*EnrolResponse)(nil),        // 1: curfew.api.v1.EnrolResponse
-	(*RenewRequest)(nil),         // 2: curfew.api.v1.RenewRequest
-	(*RenewResponse)(nil),        // 3: curfew.api.v1.RenewResponse
-	nil,                          // 4: curfew.api.v1.EnrolRequest.LabelsEntry
-	(*v1.SignedHostMessage)(nil), // 5: curfew.v1.SignedHostMessage
-	(*v1.ControlMessage)(nil),    // 6: curfew.v1.ControlMessage
+	(*CloudIdentity)(nil),        // 1: curfew.api.v1.CloudIdentity
+	(*EnrolResponse)(nil),        // 2: curfew.api.v1.EnrolResponse
+	(*RenewRequest)(nil),         // 3: curfew.api.v1.RenewRequest
+	(*RenewResponse)(nil),        // 4: curfew.api.v1.RenewResponse
+	(*AuthoritiesRequest)(nil),   // 5: curfew.api.v1.AuthoritiesRequest
+	(*AuthoritiesResponse)(nil),  // 6: curfew.api.v1.AuthoritiesResponse
+	nil,                          // 7: curfew.api.v1.EnrolRequest.LabelsEntry
+	(*v1.SignedHostMessage)(nil), // 8: curfew.v1.SignedHostMessage
+	(*v1.ControlMessage)(nil),    // 9: curfew.v1.ControlMessage
 }
 var file_curfew_api_v1_host_proto_depIdxs = []int32{
-	4, // 0: curfew.api.v1.EnrolRequest.labels:type_name -> curfew.api.v1.EnrolRequest.LabelsEntry
-	5, // 1: curfew.api.v1.HostLink.Connect:input_type -> curfew.v1.SignedHostMessage
-	0, // 2: curfew.api.v1.Enrolment.Enrol:input_type -> curfew.api.v1.EnrolRequest
-	2, // 3: curfew.api.v1.Enrolment.Renew:input_type -> curfew.api.v1.RenewRequest
-	6, // 4: curfew.api.v1.HostLink.Connect:output_type -> curfew.v1.ControlMessage
-	1, // 5: curfew.api.v1.Enrolment.Enrol:output_type -> curfew.api.v1.EnrolResponse
-	3, // 6: curfew.api.v1.Enrolment.Renew:output_type -> curfew.api.v1.RenewResponse
-	4, // [4:7] is the sub-list for method output_type
-	1, // [1:4] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	7, // 0: curfew.api.v1.EnrolRequest.labels:type_name -> curfew.api.v1.EnrolRequest.LabelsEntry
+	1, // 1: curfew.api.v1.EnrolRequest.cloud:type_name -> curfew.api.v1.CloudIdentity
+	8, // 2: curfew.api.v1.HostLink.Connect:input_type -> curfew.v1.SignedHostMessage
+	0, // 3: curfew.api.v1.Enrolment.Enrol:input_type -> curfew.api.v1.EnrolRequest
+	3, // 4: curfew.api.v1.Enrolment.Renew:input_type -> curfew.api.v1.RenewRequest
+	5, // 5: curfew.api.v1.Enrolment.Authorities:input_type -> curfew.api.v1.AuthoritiesRequest
+	9, // 6: curfew.api.v1.HostLink.Connect:output_type -> curfew.v1.ControlMessage
+	2, // 7: curfew.api.v1.Enrolment.Enrol:output_type -> curfew.api.v1.EnrolResponse
+	4, // 8: curfew.api.v1.Enrolment.Renew:output_type -> curfew.api.v1.RenewResponse
+	6, // 9: curfew.api.v1.Enrolment.Authorities:output_type -> curfew.api.v1.AuthoritiesResponse
+	6, // [6:10] is the sub-list for method output_type
+	2, // [2:6] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_curfew_api_v1_host_proto_init() }
@@ -387,7 +562,7 @@ func file_curfew_api_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_curfew_api_v1_host_proto_rawDesc), len(file_curfew_api_v1_host_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

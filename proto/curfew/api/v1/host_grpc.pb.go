@@ -122,8 +122,9 @@ var HostLink_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Enrolment_Enrol_FullMethodName = "/curfew.api.v1.Enrolment/Enrol"
-	Enrolment_Renew_FullMethodName = "/curfew.api.v1.Enrolment/Renew"
+	Enrolment_Enrol_FullMethodName       = "/curfew.api.v1.Enrolment/Enrol"
+	Enrolment_Renew_FullMethodName       = "/curfew.api.v1.Enrolment/Renew"
+	Enrolment_Authorities_FullMethodName = "/curfew.api.v1.Enrolment/Authorities"
 )
 
 // EnrolmentClient is the client API for Enrolment service.
@@ -132,10 +133,13 @@ const (
 //
 // Enrolment makes a machine a host, once, and keeps its certificate fresh.
 type EnrolmentClient interface {
-	// Needs a join token instead of a certificate.
+	// Needs a join token, or a cloud's word for the instance, instead of a certificate.
 	Enrol(ctx context.Context, in *EnrolRequest, opts ...grpc.CallOption) (*EnrolResponse, error)
 	// New certificate for the same link key; called on the host's mutual TLS.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
+	// Which CAs the host shall accept the control plane by; called on the host's mutual TLS, whenever it
+	// has connected and whenever its answer changed what it accepts.
+	Authorities(ctx context.Context, in *AuthoritiesRequest, opts ...grpc.CallOption) (*AuthoritiesResponse, error)
 }
 
 type enrolmentClient struct {
@@ -166,16 +170,29 @@ func (c *enrolmentClient) Renew(ctx context.Context, in *RenewRequest, opts ...g
 	return out, nil
 }
 
+func (c *enrolmentClient) Authorities(ctx context.Context, in *AuthoritiesRequest, opts ...grpc.CallOption) (*AuthoritiesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AuthoritiesResponse)
+	err := c.cc.Invoke(ctx, Enrolment_Authorities_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // EnrolmentServer is the server API for Enrolment service.
 // All implementations must embed UnimplementedEnrolmentServer
 // for forward compatibility.
 //
 // Enrolment makes a machine a host, once, and keeps its certificate fresh.
 type EnrolmentServer interface {
-	// Needs a join token instead of a certificate.
+	// Needs a join token, or a cloud's word for the instance, instead of a certificate.
 	Enrol(context.Context, *EnrolRequest) (*EnrolResponse, error)
 	// New certificate for the same link key; called on the host's mutual TLS.
 	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
+	// Which CAs the host shall accept the control plane by; called on the host's mutual TLS, whenever it
+	// has connected and whenever its answer changed what it accepts.
+	Authorities(context.Context, *AuthoritiesRequest) (*AuthoritiesResponse, error)
 	mustEmbedUnimplementedEnrolmentServer()
 }
 
@@ -191,6 +208,9 @@ func (UnimplementedEnrolmentServer) Enrol(context.Context, *EnrolRequest) (*Enro
 }
 func (UnimplementedEnrolmentServer) Renew(context.Context, *RenewRequest) (*RenewResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
+}
+func (UnimplementedEnrolmentServer) Authorities(context.Context, *AuthoritiesRequest) (*AuthoritiesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Authorities not implemented")
 }
 func (UnimplementedEnrolmentServer) mustEmbedUnimplementedEnrolmentServer() {}
 func (UnimplementedEnrolmentServer) testEmbeddedByValue()                   {}
@@ -249,6 +269,24 @@ func _Enrolment_Renew_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Enrolment_Authorities_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AuthoritiesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EnrolmentServer).Authorities(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Enrolment_Authorities_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EnrolmentServer).Authorities(ctx, req.(*AuthoritiesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Enrolment_ServiceDesc is the grpc.ServiceDesc for Enrolment service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -263,6 +301,10 @@ var Enrolment_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Renew",
 			Handler:    _Enrolment_Renew_Handler,
+		},
+		{
+			MethodName: "Authorities",
+			Handler:    _Enrolment_Authorities_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
