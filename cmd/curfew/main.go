@@ -6,9 +6,7 @@ import (
 	"os"
 
 	"github.com/curfew-access/curfew/internal/cli"
+	"github.com/curfew-access/curfew/internal/version"
 )
 
-// version is set by the linker for released builds.
-var version = "devel"
-
-func main() { os.Exit(cli.Main(cli.OSEnv(version))) }
+func main() { os.Exit(cli.Main(cli.OSEnv(version.Version))) }

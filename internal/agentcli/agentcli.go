@@ -1,5 +1,5 @@
-// Package agentcli is the command line of curfew-agent: the two daemons, and the few commands that an
-// admin of a host types.
+// Package agentcli is the command line of curfew-agent: the link half, and the few commands that an
+// admin of a host types. The root half is a program of its own (internal/rootcli).
 //
 // Data goes to stdout, talk to stderr; an error says what, why and what to type next. The package
 // holds no rules: it reads flags, builds the configuration of agent or agent/link and runs it.
@@ -12,13 +12,16 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
-	"github.com/curfew-access/curfew/agent"
-	"github.com/curfew-access/curfew/agent/expiry"
+	"github.com/curfew-access/curfew/agent/link"
+	"github.com/curfew-access/curfew/internal/journal"
+	"github.com/curfew-access/curfew/internal/logsink"
+	"github.com/curfew-access/curfew/internal/rootcli"
 	"github.com/curfew-access/curfew/internal/version"
 )
 
@@ -27,9 +30,10 @@ const (
 	exitOK     = 0
 	exitFailed = 1
 	exitUsage  = 2
+	exitClone  = 3 // curfew-link.service does not try again
 )
 
-// program is where a package installs this program; PID 1's timers run it.
+// program is where a package installs this program.
 const program = "/usr/bin/curfew-agent"
 
 // Where the halves keep what they have; the root half's places are agent's own.
@@ -56,8 +60,14 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	fmt.Fprintf(stderr, "curfew-agent: error: %v\n", err)
+	if errors.Is(err, link.ErrClone) {
+		return exitClone
+	}
 	return exitFailed
 }
+
+// Root is the whole command tree, for man pages.
+func Root() *cobra.Command { return newRoot(os.Stdout, os.Stderr) }
 
 func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root := &cobra.Command{
@@ -73,8 +83,13 @@ func newRoot(stdout, stderr io.Writer) *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w: %w; see %s --help", errUsage, err, c.CommandPath())
 	})
-	root.AddCommand(newEnforce(stderr), newLink(stderr), newJoin(stdout, stderr), newStatus(stdout),
-		newDoctor(stdout), newPurge(stderr), newVersion(stdout))
+	root.AddCommand(newRootHalf("enforce", "Run the root half (systemd does)", false),
+		newLink(stderr), newJoin(stdout, stderr), newStatus(stdout), newDoctor(stdout),
+		newEnforceOn(stdout, stderr), newEnforceOff(stdout, stderr),
+		newFollowRollout(stdout, stderr),
+		newBreakGlass(os.Stdin, stdout, stderr), newTrustCA(stdout),
+		newRootHalf("purge", "End what an ended request left running (PID 1's timer does)", true),
+		newVersion(stdout))
 	return root
 }
 
@@ -96,16 +111,18 @@ func (f *logFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.level, "log-level", "info", "trace, debug, info, warn or error")
 }
 
-func (f *logFlags) logger(name string, w io.Writer) (hclog.Logger, error) {
+// logger makes the logger of a daemon; whoever has it closes the sink.
+func (f *logFlags) logger(name string, w io.Writer) (hclog.Logger, *logsink.Sink, error) {
 	level := hclog.LevelFromString(f.level)
 	if level == hclog.NoLevel {
-		return nil, fmt.Errorf("%w: unknown log level %q", errUsage, f.level)
+		return nil, nil, fmt.Errorf("%w: unknown log level %q", errUsage, f.level)
 	}
-	return hclog.New(&hclog.LoggerOptions{
-		Name: name, Level: level, Output: w, JSONFormat: f.json,
+	log, sink := journal.New(hclog.LoggerOptions{
+		Name: name, Level: level, JSONFormat: f.json,
 		// journald knows the time.
 		DisableTime: !f.json && os.Getenv("JOURNAL_STREAM") != "",
-	}), nil
+	}, filepath.Base(program), w)
+	return log, sink, nil
 }
 
 func needRoot() error {
@@ -115,66 +132,17 @@ func needRoot() error {
 	return nil
 }
 
-func newEnforce(stderr io.Writer) *cobra.Command {
-	var logs logFlags
-	c := &cobra.Command{
-		Use: "enforce", Short: "Run the root half (systemd does)", Args: noArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			if err := needRoot(); err != nil {
-				return err
-			}
-			log, err := logs.logger("enforce", stderr)
-			if err != nil {
-				return err
-			}
-			clock, err := expiry.SystemClock()
-			if err != nil {
-				return err
-			}
-			e, err := agent.NewEnforce(agent.EnforceConfig{
-				Root: "/", Program: program, Version: version.Version, Clock: clock, Log: log,
-			})
-			if err != nil {
-				return err
-			}
-			return errors.Join(e.Run(c.Context()), e.Close())
+// newRootHalf makes a command that becomes the root half's own program: systemd runs that one, and who
+// types `curfew-agent enforce` means it.
+func newRootHalf(name, short string, hidden bool) *cobra.Command {
+	return &cobra.Command{
+		Use: name, Short: short, Hidden: hidden, DisableFlagParsing: true,
+		RunE: func(_ *cobra.Command, args []string) error {
+			err := syscall.Exec(rootcli.Program, append([]string{rootcli.Program, name}, args...),
+				os.Environ())
+			return fmt.Errorf("becoming %s: %w", rootcli.Program, err)
 		},
 	}
-	logs.add(c)
-	return c
-}
-
-func newPurge(stderr io.Writer) *cobra.Command {
-	var logs logFlags
-	var request string
-	c := &cobra.Command{
-		Use: "purge --request ID", Hidden: true, Args: noArgs,
-		Short: "End what an ended request left running (PID 1's timer does)",
-		RunE: func(c *cobra.Command, _ []string) error {
-			if err := needRoot(); err != nil {
-				return err
-			}
-			log, err := logs.logger("purge", stderr)
-			if err != nil {
-				return err
-			}
-			clock, err := expiry.SystemClock()
-			if err != nil {
-				return err
-			}
-			err = agent.Purge(c.Context(), agent.PurgeConfig{
-				Root: "/", Program: program, Clock: clock, Log: log, RequestID: request,
-			})
-			if errors.Is(err, agent.ErrLives) {
-				log.Info("nothing is ended", "request", request, "why", err)
-				return nil
-			}
-			return err
-		},
-	}
-	c.Flags().StringVar(&request, "request", "", "the request that has ended")
-	logs.add(c)
-	return c
 }
 
 func newVersion(stdout io.Writer) *cobra.Command {

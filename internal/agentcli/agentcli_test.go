@@ -2,7 +2,7 @@ package agentcli
 
 import (
 	"bytes"
-	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/curfew-access/curfew/agent"
+	"github.com/curfew-access/curfew/agent/doctor"
 )
 
 func run(args ...string) (code int, stdout, stderr string) {
@@ -28,8 +29,14 @@ func TestUsage(t *testing.T) {
 		{[]string{"join", "--server", "x:1", "a", "b"}, "one token is enough"},
 		{[]string{"join", "--server", "x:1", "--token", "a", "b"}, "one token is enough"},
 		{[]string{"join", "--labels", "x"}, "unknown flag"},
+		{[]string{"join", "--server", "x:1", "--cloud", "aws", "a"}, "a token and --cloud"},
+		{[]string{"join", "--server", "x:1", "--cloud", "oci"}, "want aws, gcp or azure"},
+		{[]string{"join", "--server", "x:1", "--cloud", "aws"}, "--ca-pin"},
+		{[]string{"join", "--server", "x:1", "--cloud", "aws", "--ca-pin", "AAAA"}, "43 characters"},
 		{[]string{"status", "now"}, `takes no argument "now"`},
-		{[]string{"enforce", "--log-level", "loud"}, "unknown log level"},
+		{[]string{"link", "--log-level", "loud"}, "unknown log level"},
+		{[]string{"enforce-on", "now"}, `takes no argument "now"`},
+		{[]string{"enforce-off", "--for", "1h"}, "unknown flag"},
 	} {
 		code, _, stderr := run(tt.args...)
 		if code != exitUsage || !strings.Contains(stderr, tt.want) {
@@ -90,52 +97,43 @@ func TestStatusTable(t *testing.T) {
 	}
 }
 
-// A host where everything is installed is well but for the root half; one where nothing is says how
-// to mend each thing.
-func TestDoctor(t *testing.T) {
-	root := t.TempDir()
-	var out bytes.Buffer
-	if err := diagnose(context.Background(), &out, root); err == nil {
-		t.Error("an empty host is well")
-	}
-	if strings.Contains(out.String(), "ok       sshd") || strings.Count(out.String(), "mend it:") < 10 {
-		t.Errorf("an empty host:\n%s", out.String())
-	}
-	for name, text := range map[string]string{
-		"etc/passwd": "root:x:0:0::/root:/bin/sh\ncurfew-link:x:999:999::/:/usr/sbin/nologin\n",
-		"etc/group":  "curfew-users:x:990:\n", "etc/curfew/agent.yaml": "mode: enforce\n",
-		"var/lib/curfew/ledger.json":                      "{}",
-		"usr/lib/x86_64-linux-gnu/security/pam_curfew.so": "",
-		"usr/lib/x86_64-linux-gnu/libnss_curfew.so.2":     "",
-		"etc/sudoers.d/curfew":                            "#includedir /run/curfew/sudoers.d\n",
-		"etc/ssh/sshd_config":                             "Include /etc/ssh/sshd_config.d/*.conf\n",
-		"etc/ssh/sshd_config.d/50-curfew.conf":            "Match Group curfew-users\n",
-		"etc/nsswitch.conf":                               "passwd: files curfew\ngroup: files curfew systemd\nshadow: files curfew\n",
-		"etc/pam.d/common-account":                        "account [default=die] pam_curfew.so\n",
-		"etc/pam.d/common-session":                        "session x pam_curfew.so\n",
-		"etc/pam.d/common-session-noninteractive":         "session x pam_curfew.so\n",
+// Each certificate is spoken of before it ends, and what keeps a host from enforcing fails the command.
+func TestFindings(t *testing.T) {
+	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	for left, want := range map[time.Duration]string{
+		-time.Second: "it ended 2026-11-24T11:59:59Z", time.Hour: "it ends 2026-11-24T13:00:00Z",
+		2 * soon: "",
 	} {
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
+		err := lasts(now.Add(left), now, soon)
+		if (err == nil) != (want == "") || err != nil && err.Error() != want {
+			t.Errorf("%v left: %v, want %q", left, err, want)
 		}
 	}
-	out.Reset()
-	if err := diagnose(context.Background(), &out, root); err == nil ||
-		strings.Count(out.String(), "problem  ") != 1 ||
-		!strings.Contains(out.String(), "systemctl enable --now curfew-agent.target") {
-		t.Errorf("everything but the root half: %v\n%s", err, out.String())
+	list := []doctor.Finding{
+		{What: "one"}, {What: "two", Err: errors.New("is\x1b[2J odd"), Mend: "type two", Warning: true},
 	}
-	commented := filepath.Join(root, "etc/pam.d/common-account")
-	if err := os.WriteFile(commented, []byte("# account pam_curfew.so\n"), 0o644); err != nil {
-		t.Fatal(err)
+	if err := problems(list); err != nil {
+		t.Errorf("a warning fails: %v", err)
 	}
-	out.Reset()
-	_ = diagnose(context.Background(), &out, root) // it fails either way
-	if !strings.Contains(out.String(), "problem  PAM, common-account") {
-		t.Errorf("a commented line counts:\n%s", out.String())
+	list = append(list, doctor.Finding{What: "three", Err: errors.New("is broken"), Mend: "type three"})
+	if err := problems(list); err == nil || !strings.Contains(err.Error(), "1 problem: three") {
+		t.Errorf("a problem does not fail: %v", err)
+	}
+	var out, structured bytes.Buffer
+	printFindings(&out, list, true)
+	for _, want := range []string{
+		"ok       one\n", "warning  two: is", "problem  three: is broken\n         mend it: type three\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is missing:\n%s", want, out.String())
+		}
+	}
+	if strings.ContainsRune(out.String(), '\x1b') {
+		t.Error("an escape sequence reaches the terminal")
+	}
+	if err := findingsJSON(&structured, list); err != nil ||
+		!strings.Contains(structured.String(), `"level": "problem"`) {
+		t.Errorf("%v\n%s", err, structured.String())
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/curfew-access/curfew/agent/store"
 	"github.com/curfew-access/curfew/internal/grant"
 	jointoken "github.com/curfew-access/curfew/internal/join"
+	"github.com/curfew-access/curfew/internal/journal"
 	"github.com/curfew-access/curfew/internal/version"
 )
 
@@ -31,12 +32,17 @@ func newLink(stderr io.Writer) *cobra.Command {
 	c := &cobra.Command{
 		Use: "link", Short: "Run the link half (systemd does)", Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			log, err := logs.logger("link", stderr)
+			log, sink, err := logs.logger("link", stderr)
 			if err != nil {
 				return err
 			}
+			defer sink.Close(time.Second)
+			settings, err := agent.LoadSettings(agent.ConfigPath)
+			if err != nil { // it is the root half's to obey, and to complain about
+				log.Error("no metrics are served", "error", err)
+			}
 			l, err := link.New(link.Config{
-				Directory: linkDir, Server: server, Now: time.Now, Log: log,
+				Directory: linkDir, Server: server, Now: time.Now, Log: log, Metrics: settings.MetricsListen,
 			})
 			if err != nil {
 				return err
@@ -52,20 +58,24 @@ func newLink(stderr io.Writer) *cobra.Command {
 // joinFlags are what join is told.
 type joinFlags struct {
 	server, token, name, address string
+	cloud, pin, metadata         string
+	from, tokenFile              string
 	labels                       map[string]string
 	hostKeys                     string
-	start                        bool
+	start, printCodes, wait      bool
 }
 
 const joinLong = `join makes this machine a host of a control plane: it draws the host's two keys, which never
-leave it, proves them with a one-time token from an admin (curfew admin host add), and keeps what
-comes back. It runs once. Nobody's access changes by it: a new host observes until somebody writes
+leave it, proves them with a one-time token from an admin (curfew admin host add) or by what its
+cloud says of it (--cloud, where the control plane lists the account), and keeps what comes back. It
+runs once. With --from it reads /etc/curfew/join.yaml, as curfew-join.service does at the first boot of
+an image. Nobody's access changes by it: a new host observes until somebody writes
 mode: enforce into /etc/curfew/agent.yaml.`
 
 func newJoin(stdout, stderr io.Writer) *cobra.Command {
 	var f joinFlags
 	c := &cobra.Command{
-		Use:   "join --server HOST:PORT TOKEN",
+		Use:   "join {--server HOST:PORT {TOKEN | --cloud CLOUD --ca-pin PIN} | --from FILE}",
 		Short: "Make this machine a Curfew host",
 		Long:  joinLong,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -84,21 +94,31 @@ func newJoin(stdout, stderr io.Writer) *cobra.Command {
 	flags := c.Flags()
 	flags.StringVar(&f.server, "server", "", "the control plane, HOST:PORT")
 	flags.StringVar(&f.token, "token", "", "the one-time token, instead of the argument")
-	flags.StringVar(&f.name, "name", "", "name of this host (default: the token's, else the hostname)")
+	flags.StringVar(&f.cloud, "cloud", "", "the cloud that vouches for this instance instead: aws, gcp or azure")
+	flags.StringVar(&f.pin, "ca-pin", "", "SHA-256 of the control plane's CA, base64url, for --cloud")
+	flags.StringVar(&f.metadata, "metadata-url", "", "another address of the metadata service, for tests")
+	_ = flags.MarkHidden("metadata-url") // it is there: the line above adds it
+	flags.StringVar(&f.name, "name", "", "name of this host (default: the token's or the instance's)")
 	flags.StringVar(&f.address, "address", "", "where ssh reaches this host (default: the name)")
 	flags.StringToStringVar(&f.labels, "label", nil, "labels, KEY=VALUE, may be repeated")
 	flags.StringVar(&f.hostKeys, "ssh-host-keys", "/etc/ssh/ssh_host_*_key.pub",
 		"public keys of this host's sshd, as a pattern")
+	flags.BoolVar(&f.printCodes, "print-break-glass", false,
+		"print the break-glass codes, once, for an envelope in a safe")
+	flags.StringVar(&f.from, "from", "", "a file that says the same, such as /etc/curfew/join.yaml")
+	flags.BoolVar(&f.wait, "wait", false, "keep trying while the control plane cannot be reached")
 	flags.BoolVar(&f.start, "start", false, "start the agent when the host has joined")
 	return c
 }
 
 func (f *joinFlags) run(ctx context.Context, stdout, stderr io.Writer) error {
-	if f.server == "" || f.token == "" {
-		return fmt.Errorf("%w: join needs --server and a token; an admin gets both from "+
-			"curfew admin host add", errUsage)
+	if f.from != "" {
+		if err := f.readFrom(f.from); err != nil {
+			return err
+		}
 	}
-	if _, err := jointoken.ParseToken(f.token); err != nil {
+	pin, err := f.check()
+	if err != nil {
 		return err
 	}
 	if err := needRoot(); err != nil {
@@ -112,29 +132,92 @@ func (f *joinFlags) run(ctx context.Context, stdout, stderr io.Writer) error {
 		fmt.Fprintf(stderr, "warning: no file fits %s: people will have to trust this host's ssh key "+
 			"at first sight\n", f.hostKeys)
 	}
-	joined, err := f.join(ctx, keys)
+	joined, err := f.persist(ctx, stderr, func() (*link.Joined, error) { return f.join(ctx, pin, keys) })
 	if err != nil {
 		return err
 	}
+	if err := f.forgetToken(); err != nil {
+		fmt.Fprintf(stderr, "warning: %v\n", err)
+	}
 	fmt.Fprintf(stdout, "joined %s as %s (host id %s)\n", joined.Organisation, joined.Name,
 		joined.HostID)
+	journal.Note(filepath.Base(program), "host.joined", "host", joined.Name, "organisation", joined.Organisation)
 	if err := writeExample(agent.ConfigPath); err != nil {
-		return err
+		fmt.Fprintf(stderr, "warning: the host has joined, with the defaults for settings: %v\n", err)
+	}
+	if err := firstCodes(stdout, stderr, f.printCodes); err != nil {
+		fmt.Fprintf(stderr, "warning: the host has joined, without break-glass codes: %v\n", err)
 	}
 	if !f.start {
 		fmt.Fprintln(stderr, "hint: start the agent with: systemctl enable --now curfew-agent.target")
 		return nil
 	}
-	out, err := exec.CommandContext(ctx, "systemctl", "enable", "--now", "curfew-agent.target",
-		"curfew-enforce.service", "curfew-link.service").CombinedOutput()
-	if err != nil {
+	return startAgent(ctx)
+}
+
+// startAgent starts the agent now, and at each boot: there an image whose /etc takes no writes must have
+// seen to it already.
+func startAgent(ctx context.Context) error {
+	units := []string{"curfew-agent.target", "curfew-enforce.service", "curfew-link.service"}
+	systemctl := func(args ...string) ([]byte, error) {
+		return exec.CommandContext(ctx, "systemctl", args...).CombinedOutput()
+	}
+	out, err := systemctl(append([]string{"start"}, units...)...)
+	if err != nil && awaitAgent(ctx) != nil {
 		return fmt.Errorf("the host has joined, but the agent does not start: %w: %s", err, out)
+	}
+	// What is enabled already is not written again.
+	if out, err := systemctl(append([]string{"enable"}, units...)...); err != nil {
+		return fmt.Errorf("the host has joined and the agent runs, but it would not after a boot: %w: %s; "+
+			"enable %s in the image that this host boots from", err, out, strings.Join(units, " "))
 	}
 	return nil
 }
 
+// check reads what the flags say, before anything is touched.
+func (f *joinFlags) check() (pin [32]byte, err error) {
+	switch {
+	case f.server == "" || f.token == "" && f.cloud == "":
+		return pin, fmt.Errorf("%w: join needs --server and a token; an admin gets both from "+
+			"curfew admin host add; or --cloud and --ca-pin", errUsage)
+	case f.token != "" && f.cloud != "":
+		return pin, fmt.Errorf("%w: a token and --cloud: want one of them", errUsage)
+	case f.cloud == "":
+		_, err = jointoken.ParseToken(f.token)
+		return pin, err
+	}
+	if !slices.Contains([]string{jointoken.AWS, jointoken.GCP, jointoken.Azure}, f.cloud) {
+		return pin, fmt.Errorf("%w: --cloud %q: want aws, gcp or azure", errUsage, f.cloud)
+	}
+	if pin, err = jointoken.ParsePin(f.pin); err != nil {
+		return pin, fmt.Errorf("%w: --ca-pin: %w", errUsage, err)
+	}
+	return pin, nil
+}
+
+// startLimit is how long a root half may take to start on a slow machine.
+const startLimit = 20 * time.Second
+
+// awaitAgent waits for the root half to serve: systemd gives up waiting after two seconds, so that no
+// boot hangs on it, and lets it go on.
+func awaitAgent(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	for {
+		_, err := agent.AskStatus(ctx, adminSocket)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
 // join draws the root half's key, enrols, and keeps the ledger that enrolment begins.
-func (f *joinFlags) join(ctx context.Context, hostKeys []string) (*link.Joined, error) {
+func (f *joinFlags) join(ctx context.Context, pin [32]byte, hostKeys []string) (*link.Joined, error) {
 	state := "/" + enforce.StateDir
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return nil, fmt.Errorf("making the agent's store: %w", err)
@@ -163,8 +246,8 @@ func (f *joinFlags) join(ctx context.Context, hostKeys []string) (*link.Joined, 
 		return nil, err
 	}
 	joined, err := link.Join(ctx, link.JoinConfig{
-		Server: strings.TrimPrefix(f.server, "https://"), Token: f.token, Name: f.name,
-		Address: f.address, Labels: f.labels, SSHHostKeys: hostKeys, RootKey: key,
+		Server: strings.TrimPrefix(f.server, "https://"), Token: f.token, Cloud: f.cloud, CAPin: pin,
+		Metadata: f.metadata, Name: f.name, Address: f.address, Labels: f.labels, SSHHostKeys: hostKeys, RootKey: key,
 		AgentVersion: version.Version, Directory: linkDir, UID: uid, GID: gid, Now: time.Now,
 	})
 	if err != nil {
@@ -230,12 +313,20 @@ const example = `# What Curfew may do on this host, whatever anybody signs. Chan
 #  allow_root_equivalent: false  # sudo rules that amount to all of root
 
 #break_glass_group: curfew-breakglass  # whose members Curfew never stands in the way of
+#break_glass:                    # one-use codes for when the control plane is away: docs/operate/break-glass.md
+#  enabled: false
+#  codes: 8
+#  custodians: []                # groups of approvers whose SSH keys codes are sealed to; empty: all
+#  max_duration: 30m
+#  allow_root_equivalent: false
+#  sudo: []                      # rules as in a role: {command: /usr/bin/systemctl, args: [restart, nginx.service], contained: true}
 #gated_users: []                 # local users who cannot log in without a grant
 #elevate_users: []               # local users who get only their sudo from grants
 #uid_range: {min: 1900000000, max: 1999999999}
 #home_root: /home
 #shell: /bin/bash
 #skel: /etc/skel
+#metrics_listen: ""              # HOST:PORT where the link half serves metrics and health, from its next start on
 #lease_action: freeze            # or terminate: end sessions when the control plane stays silent
 `
 

@@ -14,12 +14,13 @@ import (
 func (a *app) adminCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "admin",
-		Short: "Manage users, groups, roles, hosts and trust",
+		Short: "Manage users, groups, roles, hosts, rollouts, trust, sessions and workloads",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.adminUserCmd(), a.adminGroupCmd(), a.adminRoleCmd(), a.adminHostCmd(),
-		a.adminTrustCmd())
+		a.adminTrustCmd(), a.adminPolicyCmd(), a.adminSessionsCmd(), a.adminWorkloadCmd(), a.adminSCIMCmd(),
+		a.adminBreakGlassCmd(), a.adminRolloutCmd())
 	return cmd
 }
 
@@ -36,6 +37,9 @@ func parent(use, short string, children ...*cobra.Command) *cobra.Command {
 type userOptions struct {
 	keys           []string
 	admin, replace bool
+	auditor        bool
+	email, manager string
+	subject        string
 }
 
 func (a *app) adminUserCmd() *cobra.Command {
@@ -54,8 +58,13 @@ func (a *app) adminUserCmd() *cobra.Command {
 	}
 	add.Flags().StringArrayVarP(&o.keys, "key", "k", nil, "SSH public key, or a file of them")
 	add.Flags().BoolVar(&o.admin, "admin", false, "may manage the directory")
+	add.Flags().BoolVar(&o.auditor, "auditor", false, "sees everything and changes nothing")
+	add.Flags().StringVar(&o.email, "email", "", "where mail for approvers goes")
+	add.Flags().StringVar(&o.manager, "manager", "", "user name of the manager")
+	add.Flags().StringVar(&o.subject, "subject", "",
+		"who they are at the identity provider; then no key is needed")
 	add.Flags().BoolVar(&o.replace, "replace", false,
-		"replace the keys and the admin flag of a person who exists; enables a disabled one")
+		"replace the keys and flags of a person who exists; enables a disabled one")
 	disable := &cobra.Command{
 		Use:               "disable NAME",
 		Short:             "End a person's sign-in, sessions and live access; the uid stays theirs",
@@ -77,14 +86,15 @@ func (a *app) adminUserCmd() *cobra.Command {
 			"\nPrints a JSON array with --json. " + jsonHelp(userView{}),
 		RunE: a.verb(a.listUsers),
 	}
-	return parent("user", "Manage people", add, disable, ls)
+	return parent("user", "Manage people", add, a.adminUserSetCmd(), disable, a.adminLinkCmd(),
+		a.adminUnlinkCmd(), ls)
 }
 
 func (a *app) addUser(ctx context.Context, c *client, name string, o userOptions) error {
 	if err := grant.CheckUserName(name); err != nil {
 		return usage("%w", err)
 	}
-	if len(o.keys) == 0 {
+	if len(o.keys) == 0 && o.subject == "" {
 		return usage("%s needs an SSH public key to sign in with: --key", name)
 	}
 	var keys []string
@@ -96,19 +106,42 @@ func (a *app) addUser(ctx context.Context, c *client, name string, o userOptions
 		keys = append(keys, found...)
 	}
 	answer, err := call(ctx, c, c.directory.PutUser, &apiv1.PutUserRequest{
-		User:       &apiv1.User{Name: name, Admin: o.admin, SshKeys: keys},
+		User: &apiv1.User{
+			Name: name, Admin: o.admin, Auditor: o.auditor, SshKeys: keys, Email: given(o.email),
+			Manager: given(o.manager),
+		},
 		CreateOnly: !o.replace,
 	})
 	if err != nil {
 		return err
 	}
+	if o.subject != "" {
+		_, err := call(ctx, c, c.identity.LinkUser,
+			&apiv1.LinkUserRequest{User: name, Subject: o.subject})
+		if err != nil {
+			return err
+		}
+	}
 	if err := a.did(viewUser(answer.GetUser()), "user %s has uid %d", name,
 		answer.GetUser().GetUid()); err != nil {
 		return err
 	}
+	if len(o.keys) == 0 {
+		a.Hint("they sign in by: curfew login --sso --server %s --ca-pin %s", c.cfg.Server,
+			pinOf(c.cfg.ca))
+		return nil
+	}
 	a.Hint("they sign in by: curfew login --server %s --user %s --ca-pin %s", c.cfg.Server, name,
 		pinOf(c.cfg.ca))
 	return nil
+}
+
+// given is nil for a flag that was left out: what is there stays.
+func given(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
 }
 
 // publicKeys reads a key from the command line, or all of a file.
@@ -165,6 +198,10 @@ func (a *app) listUsers(ctx context.Context, c *client, _ []string) error {
 			what = styled(dim, "disabled")
 		case u.GetAdmin():
 			what = styled(bold, "admin")
+		case u.GetAuditor():
+			what = text("auditor")
+		case u.GetKind() == "workload":
+			what = text("workload")
 		}
 		rows[i] = []cell{
 			text(u.GetName()), text(fmt.Sprint(u.GetUid())), what,
@@ -176,17 +213,20 @@ func (a *app) listUsers(ctx context.Context, c *client, _ []string) error {
 }
 
 func (a *app) adminGroupCmd() *cobra.Command {
+	var source string
 	set := &cobra.Command{
 		Use:   "set NAME [MEMBER…]",
 		Short: "Make a group, or replace its members",
-		Long:  "Make a group, or replace its members by those given.\n\n" + jsonHelp(groupView{}),
-		Args:  cobra.MinimumNArgs(1),
+		Long: "Make a group, or replace its members by those given. The members of a group that the " +
+			"identity provider keeps (oidc, scim) are not edited by hand; --source hands a group over." +
+			"\n\n" + jsonHelp(groupView{}),
+		Args: cobra.MinimumNArgs(1),
 		RunE: a.verb(func(ctx context.Context, c *client, args []string) error {
 			if err := grant.CheckGroupName(args[0]); err != nil {
 				return usage("%w", err)
 			}
 			answer, err := call(ctx, c, c.directory.PutGroup, &apiv1.PutGroupRequest{
-				Group: &apiv1.Group{Name: args[0], Members: args[1:]},
+				Group: &apiv1.Group{Name: args[0], Members: args[1:], Source: source},
 			})
 			if err != nil {
 				return err
@@ -196,6 +236,7 @@ func (a *app) adminGroupCmd() *cobra.Command {
 		}),
 		ValidArgsFunction: a.complete(groupThenUsers),
 	}
+	set.Flags().StringVar(&source, "source", "", "hand it over to local, oidc or scim")
 	rm := &cobra.Command{
 		Use: "rm NAME", Short: "Delete a group", Args: cobra.ExactArgs(1),
 		ValidArgsFunction: a.complete(oneOf(groupNames)),

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"io"
 	"io/fs"
@@ -40,6 +39,12 @@ func OSEnv(version string) Env {
 type app struct {
 	env Env
 	*printer
+}
+
+// Root is the whole command tree, for man pages and completions.
+func Root() *cobra.Command {
+	env := OSEnv("")
+	return (&app{env: env, printer: newPrinter(env)}).root()
 }
 
 // Main runs one command line and returns the exit code. SIGINT and SIGTERM cancel it.
@@ -131,7 +136,7 @@ func (a *app) connect() (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := newTransport(sha256.Sum256(cfg.ca.Raw), key, a.env.Now)
+	t, err := newTransport(cfg.pins(), key, a.env.Now)
 	if err != nil {
 		return nil, err
 	}

@@ -109,7 +109,7 @@ func checkedTerms(r *apiv1.Request) (*curfewv1.Terms, error) {
 func decidable(r *apiv1.Request, terms *curfewv1.Terms, me string) error {
 	if terms.GetRequester() == me {
 		return fail(exitDenied, "nobody approves their own request").
-			hint("ask somebody of %s", terms.GetApproverGroup())
+			hint("ask somebody else: it needs %s", grant.NeedsText(grant.NeedsOf(terms)))
 	}
 	if r.GetState() == apiv1.RequestState_REQUEST_STATE_PENDING || r.GetExtensionPending() {
 		return nil

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -35,12 +36,18 @@ type client struct {
 	signIn    apiv1.SignInClient
 	access    apiv1.AccessClient
 	directory apiv1.DirectoryClient
+	policy    apiv1.PolicyClient
+	identity  apiv1.IdentityClient
+
+	breakGlass apiv1.BreakGlassClient
+	rollouts   apiv1.RolloutsClient
 }
 
 // transport makes the TLS connections and remembers why they failed, since gRPC only says
 // "unavailable".
 type transport struct {
-	pin  [32]byte
+	// pins are the CA that is pinned, and the one that shall take its place.
+	pins [][32]byte
 	cert tls.Certificate
 	now  func() time.Time
 
@@ -51,13 +58,13 @@ type transport struct {
 }
 
 func newTransport(
-	pin [32]byte, key ed25519.PrivateKey, now func() time.Time,
+	pins [][32]byte, key ed25519.PrivateKey, now func() time.Time,
 ) (*transport, error) {
 	cert, err := sessionCertificate(key, now())
 	if err != nil {
 		return nil, err
 	}
-	return &transport{pin: pin, cert: cert, now: now}, nil
+	return &transport{pins: pins, cert: cert, now: now}, nil
 }
 
 // dial prepares a client; the connection is made by the first call.
@@ -75,6 +82,11 @@ func dial(cfg *config, t *transport) (*client, error) {
 		signIn:    apiv1.NewSignInClient(conn),
 		access:    apiv1.NewAccessClient(conn),
 		directory: apiv1.NewDirectoryClient(conn),
+		policy:    apiv1.NewPolicyClient(conn),
+		identity:  apiv1.NewIdentityClient(conn),
+
+		breakGlass: apiv1.NewBreakGlassClient(conn),
+		rollouts:   apiv1.NewRolloutsClient(conn),
 	}, nil
 }
 
@@ -103,7 +115,7 @@ func (t *transport) tlsConfig() *tls.Config {
 
 // verify accepts a chain that leads to the pinned CA and names the control plane, nothing else.
 func (t *transport) verify(state tls.ConnectionState) error {
-	ca, err := checkChain(state.PeerCertificates, t.pin, t.now())
+	ca, err := checkChain(state.PeerCertificates, t.pins, t.now())
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.ca, t.pinErr = ca, err
@@ -111,7 +123,7 @@ func (t *transport) verify(state tls.ConnectionState) error {
 }
 
 func checkChain(
-	chain []*x509.Certificate, pin [32]byte, now time.Time,
+	chain []*x509.Certificate, pins [][32]byte, now time.Time,
 ) (*x509.Certificate, error) {
 	if len(chain) == 0 {
 		return nil, errors.New("it sent no certificate")
@@ -119,7 +131,7 @@ func checkChain(
 	var ca *x509.Certificate
 	between := x509.NewCertPool()
 	for _, cert := range chain[1:] {
-		if sha256.Sum256(cert.Raw) == pin {
+		if slices.Contains(pins, sha256.Sum256(cert.Raw)) {
 			ca = cert
 		} else {
 			between.AddCert(cert)

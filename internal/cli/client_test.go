@@ -100,12 +100,46 @@ func TestCheckChain(t *testing.T) {
 			c.NotAfter = time.Now().Add(-time.Minute)
 		}), ours.cert), "expired"},
 	} {
-		ca, err := checkChain(c.chain, pin, time.Now())
+		ca, err := checkChain(c.chain, [][32]byte{pin}, time.Now())
 		switch {
 		case c.why == "" && (err != nil || !ca.Equal(ours.cert)):
 			t.Errorf("%s: %v", c.name, err)
 		case c.why != "" && (err == nil || !strings.Contains(err.Error(), c.why)):
 			t.Errorf("%s: %v; want an error with %q", c.name, err, c.why)
+		}
+	}
+	// While the CA changes either is believed, and which it was is known.
+	both := [][32]byte{pin, sha256.Sum256(theirs.cert.Raw)}
+	if ca, err := checkChain(chain(theirs.leaf(t, nil), theirs.cert), both, time.Now()); err != nil ||
+		!ca.Equal(theirs.cert) {
+		t.Errorf("the next CA's: %v", err)
+	}
+}
+
+// What the control plane says it will be known by is remembered, and believed from then on.
+func TestAnnouncedAuthorities(t *testing.T) {
+	ours, next := newAuthority(t).cert, newAuthority(t).cert
+	cfg := &config{Server: "cp:7443", User: "alice", CA: pemCertificate(ours), ca: ours}
+	for _, c := range []struct {
+		said [][]byte
+		pins int
+	}{
+		{[][]byte{ours.Raw}, 1},
+		{[][]byte{ours.Raw, next.Raw}, 2},
+		{nil, 1}, // of a control plane of the version before
+		{[][]byte{{1, 2}, next.Raw}, 2},
+	} {
+		cfg.announced(c.said)
+		dir := t.TempDir()
+		if err := cfg.save(dir); err != nil {
+			t.Fatal(err)
+		}
+		read, err := loadConfig(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := read.pins(); len(got) != c.pins || got[0] != sha256.Sum256(ours.Raw) {
+			t.Errorf("%d CAs said: %d are believed", len(c.said), len(got))
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -38,12 +39,37 @@ type config struct {
 	User string `yaml:"user"`
 	// CA is the control plane's CA certificate in PEM; only chains to it are believed.
 	CA string `yaml:"ca"`
+	// NextCA is the CA that the control plane has announced to be known by next; empty: none.
+	NextCA string `yaml:"next_ca,omitempty"`
 	// SSHKey is the public key that signed in last; approvals are signed by it too.
 	SSHKey string `yaml:"ssh_key,omitempty"`
 	// KeyFile is the private key's file where it did not come from ssh-agent.
 	KeyFile string `yaml:"key_file,omitempty"`
+	// Method is how the last sign-in went: sso, device, or empty for the SSH key.
+	Method string `yaml:"method,omitempty"`
 
-	ca *x509.Certificate
+	ca, nextCA *x509.Certificate
+}
+
+// pins are what a connection is held against.
+func (c *config) pins() [][32]byte {
+	pins := [][32]byte{sha256.Sum256(c.ca.Raw)}
+	if c.nextCA != nil {
+		pins = append(pins, sha256.Sum256(c.nextCA.Raw))
+	}
+	return pins
+}
+
+// announced takes in by which CAs the control plane says that it is, and will be, known.
+func (c *config) announced(authorities [][]byte) {
+	c.NextCA, c.nextCA = "", nil
+	for _, der := range authorities[:min(len(authorities), 4)] {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil || !cert.IsCA || cert.Equal(c.ca) {
+			continue
+		}
+		c.NextCA, c.nextCA = pemCertificate(cert), cert
+	}
 }
 
 // configDir is where this person's configuration lives.
@@ -96,8 +122,16 @@ func parseConfig(data []byte) (*config, error) {
 	if err := grant.CheckUserName(cfg.User); err != nil {
 		return nil, bad("user", err)
 	}
+	if !slices.Contains([]string{"", methodSSO, methodDevice}, cfg.Method) {
+		return nil, bad("method", fmt.Errorf("%q is neither sso nor device", cfg.Method))
+	}
 	if cfg.ca, err = parseCA(cfg.CA); err != nil {
 		return nil, bad("ca", err)
+	}
+	if cfg.NextCA != "" {
+		if cfg.nextCA, err = parseCA(cfg.NextCA); err != nil {
+			return nil, bad("next_ca", err)
+		}
 	}
 	if cfg.SSHKey != "" {
 		if _, err := grant.CanonicalSSHKey(cfg.SSHKey); err != nil {

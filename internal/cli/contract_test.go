@@ -22,8 +22,10 @@ func TestJSONFields(t *testing.T) {
 			"created_at, lapses_at, revision, verdict, root_equivalent, extension_pending, " +
 			"terms_sha256, decisions[{approver, approved, reason, at, revision}], " +
 			"grants[{grant_id, host, host_id, status, detail, confirmed_at, start_at, end_at, " +
-			"ended_at, end_cause, ended_by, revision}], sessions[{request_id, grant_id, login, " +
-			"service, pid, tty, remote_host, since, commands}], end_cause, ended_by"},
+			"ended_at, end_cause, ended_by, revision, aftermath, residue, cleared, left_behind}], " +
+			"sessions[{request_id, grant_id, login, " +
+			"service, pid, tty, remote_host, since, commands}], end_cause, ended_by, rule, starts_at, " +
+			"windows[{start, end}], single_use, first_use, emergency, review_due"},
 		"host": {hostView{}, "id, name, address, labels, ssh_host_keys, connected, last_seen_at, " +
 			"mode, problems, agent_version, refused, epoch, sequence, certificate_expires_at, " +
 			"live_grants"},
@@ -32,9 +34,19 @@ func TestJSONFields(t *testing.T) {
 			"requester_groups, host_labels, root_equivalent"},
 		"record": {recordView{}, "number, at, kind, actor, request_id, grant_id, host, host_id, " +
 			"details"},
-		"user": {userView{}, "name, uid, admin, disabled, ssh_keys, groups"},
+		"user": {userView{}, "name, uid, admin, disabled, ssh_keys, groups, auditor, kind, source, " +
+			"disabled_by, email, manager"},
 		"verify": {verdictView{}, "records, head, host_events, host_events_unchecked, hosts, " +
 			"extends, host_events_lost"},
+		"use": {useView{}, "login, does, as, command, times, hosts, last_at, class, needs_grant, would_refuse, " +
+			"roles"},
+		"codes": {codeSetView{}, "host, host_id, set, made_at, custodians, codes[{number, fetched_by, " +
+			"fetched_at, used_by, used_at}], connected, enabled, max_duration_ms, open, rotating_by"},
+		"rollout": {rolloutView{}, "name, id, state, stages[{labels, hosts}], stage, stage_since_at, soak_ms, " +
+			"max_refusals, pause_on_refusals, refusals, reason, next, started_by, started_at"},
+		"host of a rollout": {rolloutHostView{}, "name, state, since_at, mode, connected, follows, refused, " +
+			"would_refuse, detail"},
+		"code": {codeView{}, "host, set, number, code, max_duration_ms"},
 		"join": {joinView{}, "name, token, expires_at, command"},
 	} {
 		if diff := cmp.Diff("JSON fields: "+c.want+".", jsonHelp(c.view)); diff != "" {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -33,21 +34,47 @@ func (a *app) describeTerms(r *apiv1.Request, t *curfewv1.Terms) []field {
 		fields = append(fields, field{"", styled(alarm, rootLoud)})
 	}
 	fields = append(fields, opens(t)...)
-	fields = append(fields,
-		field{"For", styled(bold, exactDuration(grant.Duration(t))+" from the host's confirmation")},
-		field{"Starts", text("at the latest " + a.when(t.GetStartLatestMs()).text)},
-		field{"Hard end", text(a.when(t.GetHardEndMs()).text + ", whatever happens")},
-	)
+	fields = append(fields, a.times(t)...)
 	if len(t.GetFollows()) > 0 {
 		fields = append(fields, field{"Extends", text(a.followed(r, t))})
 	}
 	digest := grant.TermsDigest(r.GetTerms())
 	return append(fields,
-		field{"Approvals", text(fmt.Sprintf("%d from %s", t.GetApprovalsNeeded(),
-			t.GetApproverGroup()))},
+		field{"Approvals", text(cmp.Or(grant.NeedsText(grant.NeedsOf(t)),
+			"none: standing rule "+t.GetStandingRule()))},
 		field{"Reason", styled(bold, r.GetReason())},
 		field{"Terms", text("SHA-256 " + hex.EncodeToString(digest[:]))},
 	)
+}
+
+// times says when terms open and end.
+func (a *app) times(t *curfewv1.Terms) (fields []field) {
+	for i, w := range t.GetWindows() {
+		name := ""
+		if i == 0 {
+			name = "Windows"
+		}
+		fields = append(fields, field{name, styled(bold,
+			a.when(w.GetStartMs()).text+" to "+a.when(w.GetEndMs()).text)})
+	}
+	if len(fields) == 0 {
+		from := " from the host's confirmation"
+		if t.GetStartMode() == curfewv1.StartMode_START_MODE_FIRST_USE {
+			from = " from the first login or sudo"
+		}
+		fields = append(fields,
+			field{"For", styled(bold, exactDuration(grant.Duration(t))+from)},
+			field{"Starts", text("between " + a.when(t.GetStartEarliestMs()).text + " and " +
+				a.when(t.GetStartLatestMs()).text)},
+			field{"Hard end", text(a.when(t.GetHardEndMs()).text + ", whatever happens")})
+	}
+	if t.GetSingleUse() {
+		fields = append(fields, field{"Uses", text("one login session; it ends with that")})
+	}
+	if t.GetEmergency() {
+		fields = append(fields, field{"", styled(alarm, "EMERGENCY: opened without approval, to be reviewed")})
+	}
+	return fields
 }
 
 func whoText(t *curfewv1.Terms) string {
@@ -88,8 +115,12 @@ func opens(t *curfewv1.Terms) []field {
 		}
 		fields = append(fields, field{"Sudo", styled(look, ruleText(rule))})
 	}
-	if len(t.GetGroups()) > 0 {
-		fields = append(fields, field{"Groups", text(strings.Join(t.GetGroups(), ", "))})
+	for _, g := range t.GetGroups() {
+		group := text(g)
+		if grant.GroupRootEquivalent(g) {
+			group = styled(alarm, g+" (root-equivalent: its members can become root)")
+		}
+		fields = append(fields, field{"Group", group})
 	}
 	return fields
 }
@@ -126,12 +157,17 @@ func keyText(line string) string {
 }
 
 // describeRequest is `show`: everything that became of a request.
-func (a *app) describeRequest(r *apiv1.Request) []field {
+func (a *app) describeRequest(r *apiv1.Request, after map[string]*aftermath) []field {
 	state := styled(stateStyle(r.GetState()), stateWord(r.GetState()))
 	if r.GetExtensionPending() {
 		state.text += ", extension pending"
 	}
 	if r.GetState() == apiv1.RequestState_REQUEST_STATE_ENDED {
+		for _, m := range after {
+			if !m.purged && m.residue != "" {
+				state = styled(alarm, state.text+" with residue")
+			}
+		}
 		state.text += ": " + endText(r)
 	}
 	fields := []field{
@@ -151,11 +187,15 @@ func (a *app) describeRequest(r *apiv1.Request) []field {
 		fields = append(fields, field{"Verdict", text(r.GetVerdict())})
 	}
 	fields = append(fields, a.termsOf(r)...)
+	fields = append(fields, a.reviewOf(r)...)
 	for _, d := range r.GetDecisions() {
 		fields = append(fields, a.decision(d))
 	}
 	for _, g := range r.GetGrants() {
 		fields = append(fields, field{"Grant", a.grantText(g)})
+		if m := after[hex.EncodeToString(g.GetGrantId())]; m != nil {
+			fields = append(fields, m.describe()...)
+		}
 	}
 	for _, s := range r.GetSessions() {
 		fields = append(fields, field{"Session", a.sessionText(s)})
@@ -177,7 +217,29 @@ func (a *app) termsOf(r *apiv1.Request) []field {
 	if t.GetRootEquivalent() {
 		fields = append(fields, field{"", styled(alarm, rootLoud)})
 	}
+	if len(t.GetWindows()) > 0 || t.GetSingleUse() || t.GetEmergency() {
+		fields = append(fields, a.times(t)...)
+	} else if t.GetStartEarliestMs() > r.GetCreatedMs() && len(t.GetFollows()) == 0 {
+		fields = append(fields, field{"Starts", a.when(t.GetStartEarliestMs())})
+	}
 	return append(fields, opens(t)...)
+}
+
+// reviewOf says what became of an emergency request afterwards.
+func (a *app) reviewOf(r *apiv1.Request) []field {
+	if r.GetReviewDue() {
+		return []field{{"Review", styled(alarm, "due: curfew review "+r.GetId())}}
+	}
+	v := r.GetReview()
+	if v == nil {
+		return nil
+	}
+	found, look := "justified", plain
+	if !v.GetJustified() {
+		found, look = "NOT justified", alarm
+	}
+	return []field{{"Review", styled(look, fmt.Sprintf("%s by %s %s: %s", found, v.GetReviewer(),
+		a.when(v.GetAtMs()).text, v.GetComment()))}}
 }
 
 func (a *app) decision(d *apiv1.Decision) field {

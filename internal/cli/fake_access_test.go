@@ -40,7 +40,7 @@ func (f *fake) CreateRequest(
 	now := time.Now()
 	r := &apiv1.Request{
 		Id: id, Requester: me(ctx), Role: in.GetRole(), Hosts: in.GetHosts(),
-		DurationMs: in.GetDurationMs(), Reason: in.GetReason(), Revision: 1,
+		DurationMs: in.GetDurationMs(), Reason: in.GetReason(), SingleUse: in.GetSingleUse(), Revision: 1,
 		State: apiv1.RequestState_REQUEST_STATE_PENDING, CreatedMs: now.UnixMilli(),
 		LapsesMs: now.Add(time.Hour).UnixMilli(), RootEquivalent: role.GetRootEquivalent(),
 	}
@@ -69,7 +69,7 @@ func (f *fake) draw(r *apiv1.Request, follows []byte) error {
 		DurationMs: r.GetDurationMs(), HardEndMs: now.Add(2*time.Hour + dur(r.GetDurationMs())).UnixMilli(),
 		ApprovalsNeeded: role.GetApprovals(), ApproverGroup: role.GetApproverGroup(),
 		PolicyHash: hash[:], ReasonHash: grant.ReasonHash(r.GetReason()),
-		RootEquivalent: grant.RootEquivalent(role.GetSudoRules()),
+		RootEquivalent: grant.RootEquivalent(role.GetSudoRules(), role.GetGroups()),
 	}
 	if role.GetAllowLogin() {
 		terms.AuthorizedKeys = user.GetSshKeys()

@@ -157,8 +157,23 @@ func (f *fake) RemoveHost(
 ) (*apiv1.RemoveHostResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	h := f.hosts[in.GetName()]
+	if h == nil {
+		return nil, refuse(apiv1.Code_CODE_NOT_FOUND, "there is no host %q", in.GetName())
+	}
+	if !h.GetConnected() && !in.GetForce() {
+		return nil, refuse(apiv1.Code_CODE_CONFLICT, "host %s is not connected", in.GetName())
+	}
 	delete(f.hosts, in.GetName())
-	return &apiv1.RemoveHostResponse{}, f.adminOnly(ctx)
+	if h.GetConnected() {
+		return &apiv1.RemoveHostResponse{Told: true, Ended: []string{"0123456789ab"}, CodesOut: 2},
+			f.adminOnly(ctx)
+	}
+	return &apiv1.RemoveHostResponse{
+		Ended: []string{"0123456789ab"}, Left: []string{"0123456789ab"},
+		OpensUntilMs: time.Now().Add(10 * time.Minute).UnixMilli(),
+		RunsUntilMs:  time.Now().Add(time.Hour).UnixMilli(),
+	}, f.adminOnly(ctx)
 }
 
 func (f *fake) LabelHost(

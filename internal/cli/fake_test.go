@@ -27,6 +27,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/signin"
 	"github.com/curfew-access/curfew/internal/sshsig"
 	"github.com/curfew-access/curfew/internal/trail"
 	apiv1 "github.com/curfew-access/curfew/proto/curfew/api/v1"
@@ -39,6 +40,7 @@ type fake struct {
 	apiv1.UnimplementedSignInServer
 	apiv1.UnimplementedAccessServer
 	apiv1.UnimplementedDirectoryServer
+	apiv1.UnimplementedPolicyServer
 
 	address string
 	ca      *x509.Certificate
@@ -51,6 +53,7 @@ type fake struct {
 	roles      map[string]*apiv1.Role
 	hosts      map[string]*fakeHost
 	requests   []*apiv1.Request
+	policies   [][]byte          // texts, oldest first
 	reasons    map[string]string // the first one of a request that was extended
 	challenges map[string]bool
 	sessions   map[[32]byte]string
@@ -60,6 +63,7 @@ type fake struct {
 	breaks     chan struct{} // closed to break every stream
 	streams    int
 	root       ed25519.PrivateKey
+	codes      *fakeCodes
 }
 
 type fakeHost struct {
@@ -98,6 +102,10 @@ func startFake(t testing.TB) *fake {
 	apiv1.RegisterSignInServer(f.server, f)
 	apiv1.RegisterAccessServer(f.server, f)
 	apiv1.RegisterDirectoryServer(f.server, f)
+	apiv1.RegisterPolicyServer(f.server, f)
+	f.codes = &fakeCodes{f: f}
+	apiv1.RegisterBreakGlassServer(f.server, f.codes)
+	apiv1.RegisterRolloutsServer(f.server, &fakeRollouts{f: f})
 	go func() {
 		if err := f.server.Serve(listener); err != nil {
 			t.Errorf("fake control plane: %v", err)
@@ -198,7 +206,7 @@ func me(ctx context.Context) string {
 }
 
 func (f *fake) Challenge(context.Context, *apiv1.ChallengeRequest) (*apiv1.ChallengeResponse, error) {
-	challenge := make([]byte, challengeSize)
+	challenge := make([]byte, signin.ChallengeSize)
 	if _, err := rand.Read(challenge); err != nil {
 		return nil, err
 	}

@@ -115,12 +115,20 @@ func (a *app) roles(ctx context.Context, c *client, _ []string) error {
 		}
 		rows[i] = []cell{
 			name, text(roleOpens(r)), text(exactDuration(dur(r.GetMaxDurationMs()))),
-			text(fmt.Sprintf("%d from %s", r.GetApprovals(), r.GetApproverGroup())),
+			text(approvalsOf(r)),
 			text(labelText(r.GetHostLabels())), text(r.GetDescription()),
 		}
 	}
 	a.Table([]string{"ROLE", "OPENS", "AT MOST", "APPROVALS", "HOSTS", "DESCRIPTION"}, rows)
 	return nil
+}
+
+// approvalsOf is who approves a role; where a policy file decides, that depends on more than the role.
+func approvalsOf(r *apiv1.Role) string {
+	if r.GetApproverGroup() == "" {
+		return "by policy"
+	}
+	return fmt.Sprintf("%d from %s", r.GetApprovals(), r.GetApproverGroup())
 }
 
 // roleOpens is a role in a few words.

@@ -110,7 +110,7 @@ func contains(keys []sshKey, key sshKey) bool {
 func (r *keyring) one(file string, cfg *config) (sshKey, error) {
 	if file == "" && cfg.SSHKey == "" {
 		return sshKey{}, fail(exitFailed, "it is not known which SSH key is yours").
-			hint("name it: --key FILE, or sign in again: curfew login")
+			hint("name it: --key FILE; a new one becomes yours by: curfew keys add")
 	}
 	if file != "" {
 		keys, err := r.keys(file)
@@ -233,11 +233,9 @@ func (r *keyring) askPassphrase(path string, data []byte) (ssh.Signer, error) {
 		return nil, usage("%s needs a passphrase, and there is no terminal to ask on", path).
 			hint("load it into ssh-agent: ssh-add %s", path)
 	}
-	r.a.Ask("Passphrase for %s: ", path)
-	passphrase, err := readPassword(in)
-	fmt.Fprintln(r.a.err)
+	passphrase, err := r.a.readPassphrase(in, path)
 	if err != nil {
-		return nil, fmt.Errorf("reading the passphrase: %w", err)
+		return nil, err
 	}
 	signer, err := ssh.ParsePrivateKeyWithPassphrase(data, passphrase)
 	clear(passphrase)
@@ -245,6 +243,16 @@ func (r *keyring) askPassphrase(path string, data []byte) (ssh.Signer, error) {
 		return nil, fail(exitFailed, "%s: %w", path, err)
 	}
 	return signer, nil
+}
+
+func (a *app) readPassphrase(in *os.File, path string) ([]byte, error) {
+	a.Ask("Passphrase for %s: ", path)
+	passphrase, err := readPassword(in)
+	fmt.Fprintln(a.err)
+	if err != nil {
+		return nil, fmt.Errorf("reading the passphrase: %w", err)
+	}
+	return passphrase, nil
 }
 
 func readPassword(in *os.File) ([]byte, error) { return term.ReadPassword(int(in.Fd())) }

@@ -107,7 +107,8 @@ func (a *app) showCmd() *cobra.Command {
 		Use:   "show ID",
 		Short: "Show all about one request",
 		Long: "Show one request: its terms, who decided, what each host confirmed and when, and the " +
-			"sessions that run under it.\n\n" + jsonHelp(requestView{}),
+			"sessions that run under it; after the end, whether everything was taken back and, of a " +
+			"root-equivalent request, what root left behind.\n\n" + jsonHelp(requestView{}),
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.complete(anyIDs),
 		RunE: a.verb(func(ctx context.Context, c *client, args []string) error {
@@ -119,10 +120,14 @@ func (a *app) showCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if a.json {
-				return a.JSON(viewRequest(r))
+			after, err := c.aftermath(ctx, r)
+			if err != nil {
+				return err
 			}
-			a.Fields(a.describeRequest(r))
+			if a.json {
+				return a.JSON(viewRequestAfter(r, after))
+			}
+			a.Fields(a.describeRequest(r, after))
 			return nil
 		}),
 	}

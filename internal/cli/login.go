@@ -15,32 +15,44 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/signin"
 	"github.com/curfew-access/curfew/internal/sshsig"
 	apiv1 "github.com/curfew-access/curfew/proto/curfew/api/v1"
 )
 
 const (
-	loginContext  = "curfew login v1\x00"
-	challengeSize = 32
-	maxTriedKeys  = 8
+	maxTriedKeys = 8
+	maxDevice    = 64
 )
 
 type loginOptions struct {
-	server, user, pin, key string
+	server, user, pin, key               string
+	sso, device, workload, sshToo, quiet bool
 }
+
+// The methods that a configuration remembers; empty is the SSH key.
+const (
+	methodSSO    = "sso"
+	methodDevice = "device"
+)
 
 func (a *app) loginCmd() *cobra.Command {
 	var o loginOptions
 	cmd := &cobra.Command{
 		Use:   "login",
-		Short: "Sign in with an SSH key",
-		Long: "Sign in by signing a challenge with an SSH key that an admin has put down for you: " +
+		Short: "Sign in with an SSH key, at your organisation, or as a pipeline",
+		Long: "Sign in by signing a challenge with an SSH key that stands under your name: " +
 			"one from ssh-agent, else ~/.ssh/id_ed25519, id_ecdsa or id_rsa, or the one named by " +
 			"--key (a private key, or a public one whose private half ssh-agent holds).\n\n" +
+			"--sso signs in at your organisation's identity provider, in a browser on this device; " +
+			"--device does where there is none: you type a code on another device. " +
+			"--workload signs a pipeline in with the ID token of its CI: CURFEW_ID_TOKEN, the file " +
+			"CURFEW_ID_TOKEN_FILE, or GitHub Actions' ACTIONS_ID_TOKEN_REQUEST_URL.\n\n" +
 			"The first sign-in needs the control plane's address and the fingerprint of its CA " +
-			"(--ca-pin); an admin finds both in `curfew admin trust show`. Both are remembered.",
+			"(--ca-pin); an admin finds both in `curfew admin trust show`. Both are remembered, " +
+			"and so is the way that you signed in.",
 		Example: "  curfew login --server curfew.example.org --user alice --ca-pin " +
-			"mX3k…\n  curfew login",
+			"mX3k…\n  curfew login --sso\n  curfew login",
 		Args: cobra.NoArgs,
 		RunE: verb(func(ctx context.Context, _ []string) error { return a.login(ctx, o) }),
 	}
@@ -48,6 +60,13 @@ func (a *app) loginCmd() *cobra.Command {
 	cmd.Flags().StringVar(&o.user, "user", "", "user name (default: the last one, else yours here)")
 	cmd.Flags().StringVar(&o.pin, "ca-pin", "", "SHA-256 of the control plane's CA, base64url")
 	cmd.Flags().StringVar(&o.key, "key", "", "SSH key file")
+	cmd.Flags().BoolVar(&o.sso, "sso", false, "sign in at the identity provider, in a browser")
+	cmd.Flags().BoolVar(&o.device, "device", false, "the same, with a browser on another device")
+	cmd.Flags().BoolVar(&o.workload, "workload", false, "sign in with a pipeline's ID token")
+	cmd.Flags().BoolVar(&o.sshToo, "ssh", false, "sign in with an SSH key, whatever was used last")
+	cmd.Flags().BoolVar(&o.quiet, "no-browser", false, "with --sso: print the address, open nothing")
+	cmd.MarkFlagsMutuallyExclusive("sso", "device", "workload", "key")
+	cmd.MarkFlagsMutuallyExclusive("sso", "device", "workload", "ssh")
 	return cmd
 }
 
@@ -56,7 +75,7 @@ func (a *app) login(ctx context.Context, o loginOptions) error {
 	if err != nil {
 		return err
 	}
-	cfg, pin, err := a.loginConfig(dir, o)
+	cfg, pins, err := a.loginConfig(dir, o)
 	if err != nil {
 		return err
 	}
@@ -64,7 +83,7 @@ func (a *app) login(ctx context.Context, o loginOptions) error {
 	if err != nil {
 		return fail(exitFailed, "making the session key: %w", err)
 	}
-	t, err := newTransport(pin, session, a.env.Now)
+	t, err := newTransport(pins, session, a.env.Now)
 	if err != nil {
 		return err
 	}
@@ -73,30 +92,70 @@ func (a *app) login(ctx context.Context, o loginOptions) error {
 		return err
 	}
 	defer c.close()
-	ring := a.keyring()
-	defer ring.close()
-	keys, err := ring.keys(o.key)
+	expires, err := a.prove(ctx, c, public, o)
 	if err != nil {
 		return err
 	}
-	if cfg.SSHKey != "" && o.key == "" {
-		keys = preferred(keys, cfg.SSHKey)
-	}
-	key, answer, err := a.tryKeys(ctx, c, keys, public)
-	if err != nil {
-		return err
-	}
+	before := cfg.ca
 	cfg.CA, cfg.ca = pemCertificate(t.pinnedCA()), t.pinnedCA()
-	cfg.SSHKey, cfg.KeyFile = grant.SSHKeyText(key.public), ""
-	if key.file != "" {
-		if cfg.KeyFile, err = filepath.Abs(key.file); err != nil {
-			return fail(exitFailed, "finding %s: %w", key.file, err)
+	if before != nil && o.pin == "" && !before.Equal(cfg.ca) {
+		// The CA before has announced this one: what was verified goes on.
+		if err := moveVerified(dir, pinOf(before), pinOf(cfg.ca)); err != nil {
+			return err
 		}
 	}
 	if err := errors.Join(saveSessionKey(dir, session), cfg.save(dir)); err != nil {
 		return err
 	}
-	return a.signedIn(ctx, c, answer.GetExpiresMs())
+	return a.signedIn(ctx, c, dir, expires)
+}
+
+// prove shows the control plane who the person is, in the way that was asked for or used last, and
+// puts into the configuration what is to be remembered.
+func (a *app) prove(ctx context.Context, c *client, session ed25519.PublicKey, o loginOptions) (
+	expires int64, err error,
+) {
+	last := c.cfg.Method
+	switch {
+	case o.workload:
+		return a.loginWorkload(ctx, c, session)
+	case o.sso, last == methodSSO && !o.device && o.key == "" && !o.sshToo:
+		return a.loginSSO(ctx, c, session, !o.quiet)
+	case o.device, last == methodDevice && o.key == "" && !o.sshToo:
+		return a.loginDevice(ctx, c, session)
+	}
+	return a.loginSSH(ctx, c, session, o.key)
+}
+
+func (a *app) loginSSH(ctx context.Context, c *client, session ed25519.PublicKey, file string) (
+	expires int64, err error,
+) {
+	ring := a.keyring()
+	defer ring.close()
+	keys, err := ring.keys(file)
+	if err != nil {
+		return 0, err
+	}
+	if c.cfg.SSHKey != "" && file == "" {
+		keys = preferred(keys, c.cfg.SSHKey)
+	}
+	key, answer, err := a.tryKeys(ctx, c, keys, session)
+	if err != nil {
+		return 0, err
+	}
+	c.cfg.Method = ""
+	return answer.GetExpiresMs(), c.cfg.remember(key)
+}
+
+// remember notes which SSH key is the person's.
+func (c *config) remember(key sshKey) (err error) {
+	c.SSHKey, c.KeyFile = grant.SSHKeyText(key.public), ""
+	if key.file != "" {
+		if c.KeyFile, err = filepath.Abs(key.file); err != nil {
+			return fail(exitFailed, "finding %s: %w", key.file, err)
+		}
+	}
+	return nil
 }
 
 // preferred puts the key that signed in last first, so that others are not asked for a touch.
@@ -114,19 +173,18 @@ func preferred(keys []sshKey, line string) []sshKey {
 }
 
 // loginConfig combines what is remembered with the flags.
-func (a *app) loginConfig(dir string, o loginOptions) (*config, [32]byte, error) {
-	var pin [32]byte
+func (a *app) loginConfig(dir string, o loginOptions) (*config, [][32]byte, error) {
 	cfg, err := loadConfig(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		cfg, err = &config{}, nil
 	}
 	if err != nil {
-		return nil, pin, err
+		return nil, nil, err
 	}
 	if o.server != "" {
 		server, err := serverAddress(o.server)
 		if err != nil {
-			return nil, pin, usage("%w", err)
+			return nil, nil, usage("%w", err)
 		}
 		if server != cfg.Server {
 			cfg = &config{Server: server, User: cfg.User} // another server: its pin must come along
@@ -135,27 +193,32 @@ func (a *app) loginConfig(dir string, o loginOptions) (*config, [32]byte, error)
 	if o.user != "" && o.user != cfg.User {
 		cfg.User, cfg.SSHKey, cfg.KeyFile = o.user, "", ""
 	}
-	if cfg.User == "" {
+	if o.workload {
+		cfg.User = o.user // one that signed in before says nothing
+	} else if cfg.User == "" {
 		cfg.User = a.env.Getenv("USER")
 	}
 	switch {
 	case cfg.Server == "":
-		return nil, pin, usage("the first sign-in needs to know where: --server").
+		return nil, nil, usage("the first sign-in needs to know where: --server").
 			hint("%s", cfg.loginCommandWithPin())
 	case o.pin == "" && cfg.ca == nil:
-		return nil, pin, usage("the first sign-in at %s needs its CA's fingerprint: --ca-pin",
+		return nil, nil, usage("the first sign-in at %s needs its CA's fingerprint: --ca-pin",
 			cfg.Server).hint("an admin finds it in: curfew admin trust show")
 	}
-	if err := grant.CheckUserName(cfg.User); err != nil {
-		return nil, pin, usage("%w", err).hint("name yourself: --user NAME")
+	if !o.sso && !o.device && !o.workload { // there the provider says who somebody is
+		if err := grant.CheckUserName(cfg.User); err != nil {
+			return nil, nil, usage("%w", err).hint("name yourself: --user NAME")
+		}
 	}
 	if o.pin != "" {
-		if pin, err = parsePin(o.pin); err != nil {
-			return nil, pin, usage("%w", err)
+		pin, err := parsePin(o.pin)
+		if err != nil {
+			return nil, nil, usage("%w", err)
 		}
-		return cfg, pin, nil
+		return cfg, [][32]byte{pin}, nil
 	}
-	return cfg, sha256.Sum256(cfg.ca.Raw), nil
+	return cfg, cfg.pins(), nil
 }
 
 // tryKeys signs in with the first key that the control plane takes.
@@ -201,41 +264,58 @@ func triedNames(keys []sshKey) string {
 func (a *app) tryKey(
 	ctx context.Context, c *client, key sshKey, signer ssh.Signer, session ed25519.PublicKey,
 ) (*apiv1.LoginResponse, error) {
-	challenge, err := call(ctx, c, c.signIn.Challenge, &apiv1.ChallengeRequest{})
+	b, err := c.challenge(ctx, session)
 	if err != nil {
 		return nil, err
 	}
-	if n := len(challenge.GetChallenge()); n != challengeSize {
-		return nil, fail(exitFailed, "the control plane sent a challenge of %d bytes, not %d", n,
-			challengeSize)
-	}
-	ca := c.transport.pinnedCA()
-	if ca == nil {
-		return nil, fail(exitFailed, "the connection has no pinned CA")
-	}
-	sig, err := sshsig.Sign(signer, sshsig.NamespaceLogin,
-		loginMessage(challenge.GetChallenge(), session, ca.Raw))
+	sig, err := sshsig.Sign(signer, sshsig.NamespaceLogin, b.Login())
 	if err != nil {
 		return nil, fail(exitFailed, "signing with %s: %w", key.name(), err)
 	}
 	return call(ctx, c, c.signIn.Login, &apiv1.LoginRequest{
-		User: c.cfg.User, Challenge: challenge.GetChallenge(),
-		SessionPublicKey: session, Sshsig: sig,
+		User: c.cfg.User, Challenge: b.Challenge, SessionPublicKey: session, Sshsig: sig,
+		Device: deviceName(),
 	})
 }
 
-// loginMessage is what the SSH key signs (PROTOCOL.md section 7).
-func loginMessage(challenge []byte, session ed25519.PublicKey, caDER []byte) []byte {
-	sessionHash, caHash := sha256.Sum256(session), sha256.Sum256(caDER)
-	message := append([]byte(loginContext), challenge...)
-	message = append(message, sessionHash[:]...)
-	return append(message, caHash[:]...)
+// challenge gets a challenge and binds it to a session key and to the pinned CA.
+func (c *client) challenge(ctx context.Context, session ed25519.PublicKey) (signin.Binding, error) {
+	answer, err := call(ctx, c, c.signIn.Challenge, &apiv1.ChallengeRequest{})
+	if err != nil {
+		return signin.Binding{}, err
+	}
+	if n := len(answer.GetChallenge()); n != signin.ChallengeSize {
+		return signin.Binding{}, fail(exitFailed, "the control plane sent a challenge of %d bytes, not %d",
+			n, signin.ChallengeSize)
+	}
+	ca := c.transport.pinnedCA()
+	if ca == nil {
+		return signin.Binding{}, fail(exitFailed, "the connection has no pinned CA")
+	}
+	return signin.Binding{
+		Challenge: answer.GetChallenge(), Session: session, CA: sha256.Sum256(ca.Raw),
+	}, nil
 }
 
-func (a *app) signedIn(ctx context.Context, c *client, expiresMS int64) error {
+// deviceName is how this device's sessions are told from others.
+func deviceName() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	return name[:min(len(name), maxDevice)]
+}
+
+func (a *app) signedIn(ctx context.Context, c *client, dir string, expiresMS int64) error {
 	me, err := call(ctx, c, c.signIn.WhoAmI, &apiv1.WhoAmIRequest{})
 	if err != nil {
 		return err
+	}
+	was := c.cfg.NextCA
+	if c.cfg.announced(me.GetAuthorities()); c.cfg.NextCA != was {
+		if err := c.cfg.save(dir); err != nil {
+			return err
+		}
 	}
 	if a.json {
 		return a.JSON(viewWhoAmI(c.cfg, me))

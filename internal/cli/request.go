@@ -50,6 +50,7 @@ func (o *waiting) wait(w *wait) (*wait, error) {
 
 type requestOptions struct {
 	waiting
+	forms
 	role, duration, reason string
 }
 
@@ -60,56 +61,47 @@ func (a *app) requestCmd() *cobra.Command {
 		Short: "Ask for access to a host and wait for it",
 		Long: "Ask for access to hosts, for a reason and for a limited time, and wait until it is " +
 			"approved and each host has confirmed it. The time begins when the host confirms, not " +
-			"while approvers sleep.\n\nCtrl-C ends the waiting, not the request.\n\n" +
+			"while approvers sleep.\n\nCtrl-C ends the waiting, not the request.\n\n" + formsHelp +
 			jsonHelp(requestView{}) + "\n\n" + exitHelp,
 		Example: "  curfew request web1 --role ops --for 10m --reason \"nginx hangs, INC-7\"\n" +
 			"  id=$(curfew request web1 --role ops --for 1h --reason \"…\" --no-wait)",
-		Args:              cobra.RangeArgs(1, grant.MaxHosts),
+		Args:              cobra.MaximumNArgs(grant.MaxHosts),
 		ValidArgsFunction: a.complete(manyHosts),
 		RunE: a.verb(func(ctx context.Context, c *client, args []string) error {
 			return a.request(ctx, c, args, o)
 		}),
 	}
+	o.formFlags(cmd)
 	cmd.Flags().StringVarP(&o.role, "role", "r", "", "role to ask for (see: curfew roles)")
 	cmd.Flags().StringVarP(&o.duration, "for", "f", "", "how long: 30m, 1h, 2h30m, 1d")
 	cmd.Flags().StringVarP(&o.reason, "reason", "m", "", "why; approvers and the trail see it")
-	o.flags(cmd)
+	o.waiting.flags(cmd)
+	o.exclusive(cmd)
 	a.completeFlag(cmd, "role", roleNames)
 	return cmd
 }
 
 func (a *app) request(ctx context.Context, c *client, hosts []string, o requestOptions) error {
-	for _, name := range hosts {
-		if err := grant.CheckHostName(name); err != nil {
-			return usage("%w", err).hint("hosts are listed by: curfew hosts")
-		}
-	}
-	if o.role == "" || o.duration == "" || o.reason == "" {
-		return usage("a request needs a role, a duration and a reason").
-			hint("curfew request %s --role ROLE --for 30m --reason \"why\"", strings.Join(hosts, " "))
-	}
-	if err := grant.CheckRoleName(o.role); err != nil {
-		return usage("%w", err).hint("roles are listed by: curfew roles")
-	}
-	d, err := parseDuration(o.duration)
+	ask, err := a.ask(ctx, c, hosts, o)
 	if err != nil {
-		return usage("--for: %w", err)
-	}
-	if err := grant.CheckReason(o.reason); err != nil {
-		return usage("--reason: %w", err)
+		return err
 	}
 	w, err := o.wait(&wait{a: a, c: c})
 	if err != nil {
 		return err
 	}
-	answer, err := call(ctx, c, c.access.CreateRequest, &apiv1.CreateRequestRequest{
-		Hosts: hosts, Role: o.role, DurationMs: d.Milliseconds(), Reason: o.reason,
-	})
+	answer, err := call(ctx, c, c.access.CreateRequest, ask)
 	if err != nil {
 		return err
 	}
 	r := answer.GetRequest()
+	if ask.GetDryRun() {
+		return a.dry(r)
+	}
 	w.id, w.revision = r.GetId(), r.GetRevision()
+	if r.GetRootEquivalent() {
+		a.Warn("role %s is %s", r.GetRole(), rootLoud)
+	}
 	return a.finish(ctx, w, r, o.noWait)
 }
 
@@ -146,6 +138,9 @@ func (a *app) applied(r *apiv1.Request, g *apiv1.HostGrant) string {
 	}
 	line := fmt.Sprintf("%s applied %s; ends %s", g.GetHostName(), a.clock(ms(at)),
 		a.when(g.GetEndMs()).text)
+	if r.GetRootEquivalent() {
+		line += "; ROOT-EQUIVALENT"
+	}
 	terms, err := grant.ParseTerms(r.GetTerms())
 	if err == nil && terms.GetAllowLogin() {
 		line += ". Connect: curfew ssh " + g.GetHostName()

@@ -273,6 +273,6 @@ func (f *roleFile) role() (*apiv1.Role, error) {
 		}
 		role.SudoRules = append(role.SudoRules, rule)
 	}
-	role.RootEquivalent = grant.RootEquivalent(role.SudoRules)
+	role.RootEquivalent = grant.RootEquivalent(role.SudoRules, role.Groups)
 	return role, nil
 }

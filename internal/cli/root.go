@@ -40,10 +40,12 @@ func (a *app) root() *cobra.Command {
 			root.AddCommand(cmd)
 		}
 	}
-	add("access", a.requestCmd(), a.sshCmd(), a.extendCmd(), a.doneCmd(), a.withdrawCmd())
-	add("decide", a.approveCmd(), a.denyCmd(), a.revokeCmd())
-	add("see", a.lsCmd(), a.showCmd(), a.watchCmd(), a.hostsCmd(), a.rolesCmd(), a.logCmd())
-	add("session", a.loginCmd(), a.logoutCmd(), a.whoamiCmd(), a.doctorCmd())
+	add("access", a.requestCmd(), a.editCmd(), a.sshCmd(), a.extendCmd(), a.doneCmd(), a.withdrawCmd())
+	add("decide", a.approveCmd(), a.denyCmd(), a.revokeCmd(), a.reviewCmd())
+	add("see", a.lsCmd(), a.showCmd(), a.watchCmd(), a.hostsCmd(), a.rolesCmd(), a.logCmd(),
+		a.reportCmd())
+	add("session", a.loginCmd(), a.logoutCmd(), a.whoamiCmd(), a.sessionsCmd(), a.keysCmd(),
+		a.doctorCmd())
 	root.AddCommand(a.adminCmd(), a.versionCmd(), manCmd())
 	finishTree(root)
 	return root
@@ -53,6 +55,9 @@ const environmentHelp = `Environment:
   CURFEW_CONFIG_DIR  where the configuration lives
                      (default $XDG_CONFIG_HOME/curfew or ~/.config/curfew)
   SSH_AUTH_SOCK      ssh-agent, asked first for keys
+  BROWSER            what opens addresses for curfew login --sso
+  CURFEW_ID_TOKEN, CURFEW_ID_TOKEN_FILE
+                     a pipeline's ID token for curfew login --workload
   NO_COLOR           no colours`
 
 // finishTree gives every command what all have: a wrong number of arguments is a usage error that

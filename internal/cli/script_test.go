@@ -40,7 +40,7 @@ func TestScripts(t *testing.T) {
 			return cast(t, f, e.WorkDir)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"as": as, "signin": signin, "exits": exits, "keep": keep, "fake": tellFake,
+			"as": as, "signin": signInAs, "exits": exits, "keep": keep, "fake": tellFake,
 		},
 	})
 }
@@ -86,7 +86,7 @@ func as(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv("HOME", filepath.Join(ts.Getenv("WORK"), args[0]))
 }
 
-func signin(ts *testscript.TestScript, neg bool, args []string) {
+func signInAs(ts *testscript.TestScript, neg bool, args []string) {
 	as(ts, neg, args)
 	ts.Check(ts.Exec("curfew", "login", "--server", ts.Getenv("SERVER"), "--ca-pin",
 		ts.Getenv("PIN")))
@@ -130,6 +130,9 @@ func (f *fake) tell(args []string) error {
 		_, err := f.end(args[1], apiv1.RequestState_REQUEST_STATE_ENDED,
 			curfewv1.EndCause_END_CAUSE_EXPIRED, "")
 		return err
+	}
+	if args[0] == "codes" {
+		return f.codes.draw()
 	}
 	if args[0] == "stop" {
 		f.server.Stop()

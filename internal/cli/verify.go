@@ -384,6 +384,16 @@ func loadVerified(dir, pin string) (*verified, error) {
 	return before, nil
 }
 
+// moveVerified carries what was verified over to the CA that took the place of the one before.
+func moveVerified(dir, from, to string) error {
+	v, err := loadVerified(dir, from)
+	if err != nil || v.CAPin == "" {
+		return err
+	}
+	v.CAPin = to
+	return v.save(dir)
+}
+
 func (v verified) save(dir string) error {
 	data, err := json.Marshal(v)
 	if err != nil {

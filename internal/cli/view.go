@@ -44,6 +44,18 @@ type requestView struct {
 	Sessions         []sessionView  `json:"sessions"`
 	EndCause         string         `json:"end_cause"`
 	EndedBy          string         `json:"ended_by"`
+	Rule             string         `json:"rule"`
+	StartsAt         *string        `json:"starts_at"`
+	Windows          []windowView   `json:"windows"`
+	SingleUse        bool           `json:"single_use"`
+	FirstUse         bool           `json:"first_use"`
+	Emergency        bool           `json:"emergency"`
+	ReviewDue        bool           `json:"review_due"`
+}
+
+type windowView struct {
+	Start *string `json:"start"`
+	End   *string `json:"end"`
 }
 
 type decisionView struct {
@@ -67,6 +79,11 @@ type grantView struct {
 	EndCause    string  `json:"end_cause"`
 	EndedBy     string  `json:"ended_by"`
 	Revision    uint32  `json:"revision"`
+	// Aftermath is empty while the grant is live, then "ended with residue", then "purged".
+	Aftermath  string   `json:"aftermath"`
+	Residue    string   `json:"residue"`
+	Cleared    string   `json:"cleared"`
+	LeftBehind []string `json:"left_behind"`
 }
 
 type sessionView struct {
@@ -129,11 +146,19 @@ type userView struct {
 	Disabled bool     `json:"disabled"`
 	SSHKeys  []string `json:"ssh_keys"`
 	Groups   []string `json:"groups"`
+
+	Auditor    bool   `json:"auditor"`
+	Kind       string `json:"kind"`
+	Source     string `json:"source"`
+	DisabledBy string `json:"disabled_by"`
+	Email      string `json:"email"`
+	Manager    string `json:"manager"`
 }
 
 type groupView struct {
 	Name    string   `json:"name"`
 	Members []string `json:"members"`
+	Source  string   `json:"source"`
 }
 
 type recordView struct {
@@ -236,10 +261,33 @@ func viewRequest(r *apiv1.Request) requestView {
 		Grants:           each(r.GetGrants(), viewGrant),
 		Sessions:         each(r.GetSessions(), viewSession),
 		EndCause:         causeWord(r.GetEndCause()), EndedBy: r.GetEndedBy(),
+		Rule: r.GetRule(), StartsAt: moment(r.GetStartEarliestMs()),
+		Windows: each(r.GetWindows(), func(w *curfewv1.Span) windowView {
+			return windowView{Start: moment(w.GetStartMs()), End: moment(w.GetEndMs())}
+		}),
+		SingleUse: r.GetSingleUse(), FirstUse: r.GetFirstUse(), Emergency: r.GetEmergency(),
+		ReviewDue: r.GetReviewDue(),
 	}
 	if len(r.GetTerms()) > 0 {
 		digest := grant.TermsDigest(r.GetTerms())
 		v.TermsSHA256 = hex.EncodeToString(digest[:])
+	}
+	return v
+}
+
+// viewRequestAfter is viewRequest with what hosts said after the end.
+func viewRequestAfter(r *apiv1.Request, after map[string]*aftermath) requestView {
+	v := viewRequest(r)
+	for i := range v.Grants {
+		m := after[v.Grants[i].GrantID]
+		if m == nil {
+			continue
+		}
+		g := &v.Grants[i]
+		g.Aftermath, g.Cleared, g.LeftBehind = m.word(), m.cleared, list(m.left)
+		if !m.purged {
+			g.Residue = m.residue
+		}
 	}
 	return v
 }
@@ -258,7 +306,7 @@ func viewGrant(g *apiv1.HostGrant) grantView {
 		Detail: g.GetDetail(), ConfirmedAt: moment(g.GetConfirmedMs()),
 		StartAt: moment(g.GetStartMs()), EndAt: moment(g.GetEndMs()),
 		EndedAt: moment(g.GetEndedMs()), EndCause: causeWord(g.GetEndCause()),
-		EndedBy: g.GetEndedBy(), Revision: g.GetRevision(),
+		EndedBy: g.GetEndedBy(), Revision: g.GetRevision(), LeftBehind: []string{},
 	}
 }
 
@@ -302,12 +350,14 @@ func viewSudoRule(r *curfewv1.SudoRule) sudoRuleView {
 func viewUser(u *apiv1.User) userView {
 	return userView{
 		Name: u.GetName(), UID: u.GetUid(), Admin: u.GetAdmin(), Disabled: u.GetDisabled(),
-		SSHKeys: list(u.GetSshKeys()), Groups: list(u.GetGroups()),
+		SSHKeys: list(u.GetSshKeys()), Groups: list(u.GetGroups()), Auditor: u.GetAuditor(),
+		Kind: u.GetKind(), Source: u.GetSource(), DisabledBy: u.GetDisabledBy(), Email: u.GetEmail(),
+		Manager: u.GetManager(),
 	}
 }
 
 func viewGroup(g *apiv1.Group) groupView {
-	return groupView{Name: g.GetName(), Members: list(g.GetMembers())}
+	return groupView{Name: g.GetName(), Members: list(g.GetMembers()), Source: g.GetSource()}
 }
 
 func joined(names []string) string {

@@ -36,6 +36,9 @@ type standing struct {
 	err  error
 }
 
+// startsSoon is how far ahead a start may lie for which waiting goes on.
+const startsSoon = time.Minute
+
 // judge reads the standing of one revision from a request. It decides nothing: it says in words
 // what the control plane and the hosts said.
 func (w *wait) judge(r *apiv1.Request) standing {
@@ -51,6 +54,9 @@ func (w *wait) judge(r *apiv1.Request) standing {
 	}
 	if w.extension && r.GetExtensionPending() {
 		return standing{text: w.id + " extension pending · " + needs(r)}
+	}
+	if start := ms(r.GetStartEarliestMs()); !w.extension && time.Until(start) > startsSoon {
+		return standing{done: true, text: w.id + " approved · starts " + w.a.when(r.GetStartEarliestMs()).text}
 	}
 	grants := grantsOf(r, w.revision)
 	if len(grants) == 0 {
@@ -150,8 +156,7 @@ func needs(r *apiv1.Request) string {
 	if err != nil {
 		return "waiting for approval"
 	}
-	return fmt.Sprintf("needs %s from %s", count(int(terms.GetApprovalsNeeded()), "approval"),
-		terms.GetApproverGroup())
+	return "needs " + grant.NeedsText(grant.NeedsOf(terms))
 }
 
 func count(n int, noun string) string {

@@ -1,4 +1,4 @@
-// Package cpcli is the command line of curfew-controlplane: init, serve, backup, restore, trust.
+// Package cpcli is the command line of curfew-controlplane: init, serve, backup, restore, trust, ca.
 //
 // It parses flags, calls package controlplane and says in words what came of it; data goes to
 // stdout, talk to stderr. It holds no rule.
@@ -19,6 +19,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/curfew-access/curfew/controlplane"
+	"github.com/curfew-access/curfew/internal/journal"
+	"github.com/curfew-access/curfew/internal/logsink"
 	"github.com/curfew-access/curfew/internal/version"
 )
 
@@ -81,7 +83,7 @@ func (a *app) root() *cobra.Command {
 		"data folder (default: data_dir of the configuration, "+controlplane.DefaultDataDir+")")
 	cmd.PersistentFlags().StringVar(&a.logLevel, "log-level", "info", "debug, info, warn or error")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	cmd.AddCommand(a.initCmd(), a.serveCmd(), a.backupCmd(), a.restoreCmd(), a.trustCmd(),
+	cmd.AddCommand(a.initCmd(), a.serveCmd(), a.backupCmd(), a.restoreCmd(), a.trustCmd(), a.caCmd(),
 		a.versionCmd())
 	return cmd
 }
@@ -104,16 +106,15 @@ func (a *app) load() (controlplane.Config, error) {
 	return c, err
 }
 
-func (a *app) logger(name string) (hclog.Logger, error) {
+func (a *app) logger(name string) (hclog.Logger, *logsink.Sink, error) {
 	level := hclog.LevelFromString(a.logLevel)
 	if level == hclog.NoLevel {
-		return nil, usageError{fmt.Errorf("--log-level %q is none of debug, info, warn, error", a.logLevel)}
+		return nil, nil, usageError{fmt.Errorf("--log-level %q is none of debug, info, warn, error", a.logLevel)}
 	}
 	// The journal has its own time and level; a line there needs neither twice.
-	_, journal := os.LookupEnv("JOURNAL_STREAM")
-	return hclog.New(&hclog.LoggerOptions{
-		Name: name, Level: level, Output: a.err, DisableTime: journal,
-	}), nil
+	_, told := os.LookupEnv("JOURNAL_STREAM")
+	log, sink := journal.New(hclog.LoggerOptions{Name: name, Level: level, DisableTime: told}, name, a.err)
+	return log, sink, nil
 }
 
 // quiet logs only what a person at a terminal must see.
@@ -127,10 +128,11 @@ func (a *app) serveCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "serve", Short: "Serve people and hosts until stopped", Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log, err := a.logger("curfew-controlplane")
+			log, sink, err := a.logger("curfew-controlplane")
 			if err != nil {
 				return err
 			}
+			defer sink.Close(time.Second)
 			c, err := a.load()
 			if err != nil {
 				return err

@@ -1,10 +1,14 @@
 package cpcli
 
 import (
+	"context"
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,6 +16,7 @@ import (
 	"github.com/curfew-access/curfew/controlplane"
 	"github.com/curfew-access/curfew/controlplane/identity"
 	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/keyfile"
 )
 
 // offline runs something on the data folder; a server may run beside it.
@@ -33,9 +38,13 @@ func (a *app) offline(
 func (a *app) backupCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "backup FILE", Short: "Write the store and all keys into one file, while the server runs",
+		Long: "Write the store and all keys into one file, while the server runs; - is stdout.",
 		Args: exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.offline(cmd, func(o *controlplane.Offline, _ controlplane.Config) error {
+				if args[0] == "-" {
+					return a.pipeBackup(cmd.Context(), o)
+				}
 				if err := o.Backup(cmd.Context(), args[0]); err != nil {
 					return err
 				}
@@ -46,14 +55,57 @@ func (a *app) backupCmd() *cobra.Command {
 	}
 }
 
+// pipeBackup writes a backup to stdout, by way of a folder that only this user can read: where there is
+// no shell to copy a file out with, as in a container.
+func (a *app) pipeBackup(ctx context.Context, o *controlplane.Offline) (err error) {
+	dir, err := os.MkdirTemp("", "curfew-backup-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	path := filepath.Join(dir, "backup")
+	if err := o.Backup(ctx, path); err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(a.out, f)
+	return err
+}
+
+// keepInput puts stdin into a file.
+func (a *app) keepInput(dir string) (string, error) {
+	path := filepath.Join(dir, "backup")
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return "", err
+	}
+	_, err = io.Copy(f, a.in)
+	return path, errors.Join(err, f.Close())
+}
+
 func (a *app) restoreCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "restore FILE", Short: "Bring a backup back into an empty data folder",
+		Long: "Bring a backup back into an empty data folder; - is stdin.",
 		Args: exactly(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			c, err := a.load()
 			if err != nil {
 				return err
+			}
+			if args[0] == "-" {
+				dir, err := os.MkdirTemp("", "curfew-restore-")
+				if err != nil {
+					return err
+				}
+				defer os.RemoveAll(dir)
+				if args[0], err = a.keepInput(dir); err != nil {
+					return err
+				}
 			}
 			r, err := controlplane.Restore(cmd.Context(), args[0], c.DataDir, time.Now, a.quiet())
 			if err != nil {
@@ -78,8 +130,43 @@ func (a *app) restoreCmd() *cobra.Command {
 
 func (a *app) trustCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "trust", Short: "See and sign the trust file that hosts obey"}
-	cmd.AddCommand(a.trustShowCmd(), a.trustSignCmd())
+	cmd.AddCommand(a.trustShowCmd(), a.trustSignCmd(), a.rotateIssuerCmd())
 	return cmd
+}
+
+func (a *app) trustOutcome(version uint64, waiting identity.Waiting) {
+	if waiting.Text == "" {
+		a.say("Trust file version %d is signed and in force.", version)
+		return
+	}
+	a.say("The signature is kept; the trust file still waits: %s.", waiting.Text)
+}
+
+// rotateIssuerCmd is what to do when the grant key was stolen.
+func (a *app) rotateIssuerCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rotate-issuer",
+		Short: "Make a new grant key and have hosts obey it alone, in a new epoch",
+		Long: "Make a new grant key and have hosts obey it alone, in a new epoch: the old one is worth\n" +
+			"nothing on a host as soon as that host hears of it. Running access goes on. The server\n" +
+			"starts itself anew with the new key once enough root keys have signed.",
+		Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.offline(cmd, func(o *controlplane.Offline, _ controlplane.Config) error {
+				waiting, err := o.RotateIssuer(cmd.Context(), "curfew")
+				if err != nil {
+					return err
+				}
+				if waiting.Text == "" {
+					a.say("The trust file names the new grant key; the server takes it up within seconds.")
+					return nil
+				}
+				a.say("The trust file that names the new grant key waits: %s.", waiting.Text)
+				a.say("Whoever has a root key: curfew admin trust sign --root-key FILE")
+				return nil
+			})
+		},
+	}
 }
 
 func (a *app) trustShowCmd() *cobra.Command {
@@ -88,7 +175,7 @@ func (a *app) trustShowCmd() *cobra.Command {
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.offline(cmd, func(o *controlplane.Offline, _ controlplane.Config) error {
-				row, unsigned, err := o.People.TrustNow(cmd.Context())
+				row, waiting, err := o.People.TrustNow(cmd.Context())
 				if err != nil {
 					return err
 				}
@@ -102,17 +189,18 @@ func (a *app) trustShowCmd() *cobra.Command {
 					return err
 				}
 				a.say("CA pin: %s", o.Pin)
-				if unsigned == nil {
+				if waiting.Content == nil {
 					return nil
 				}
-				a.say("Waiting for the root key (curfew-controlplane trust sign --root-key FILE):")
-				var next grant.Trust
-				if err := json.Unmarshal(unsigned, &next); err != nil {
+				a.say("Waiting for root keys (curfew-controlplane trust sign --root-key FILE); %s:",
+					waiting.Text)
+				next, err := grant.ParseTrust(waiting.Content)
+				if err != nil {
 					return fmt.Errorf("the trust file that waits: %w", err)
 				}
 				enc = json.NewEncoder(a.err)
 				enc.SetIndent("", "  ")
-				return enc.Encode(&next)
+				return enc.Encode(next)
 			})
 		},
 	}
@@ -129,19 +217,18 @@ func (a *app) trustSignCmd() *cobra.Command {
 			}
 			keys := make([]ed25519.PrivateKey, 0, len(files))
 			for _, file := range files {
-				key, err := controlplane.LoadRootKey(file)
+				key, err := keyfile.Load(file, "root key")
 				if err != nil {
 					return err
 				}
 				keys = append(keys, key)
 			}
 			return a.offline(cmd, func(o *controlplane.Offline, _ controlplane.Config) error {
-				trust, err := o.People.SignTrust(cmd.Context(), "curfew", keys)
+				version, waiting, err := o.People.SignTrust(cmd.Context(), "curfew", keys)
 				if err != nil {
 					return err
 				}
-				a.say("Trust file version %d (epoch %d) is signed and in force: %d approvers, %d roles.",
-					trust.Version, trust.Epoch, len(trust.Approvers), len(trust.Quorums))
+				a.trustOutcome(version, waiting)
 				return nil
 			})
 		},

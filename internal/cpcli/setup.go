@@ -20,6 +20,7 @@ const maxAdminKey = 16 << 10
 func (a *app) initCmd() *cobra.Command {
 	c := controlplane.Setup{Now: time.Now}
 	var keyFile string
+	var once bool
 	cmd := &cobra.Command{
 		Use:   "init --organisation NAME --url HOST:PORT --admin NAME --admin-key FILE",
 		Short: "Set up a new control plane: CA, keys, trust file, first admin",
@@ -41,6 +42,10 @@ func (a *app) initCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if once && controlplane.Made(config.DataDir) {
+				a.say("The control plane in %s was made before; nothing to do.", config.DataDir)
+				return nil
+			}
 			key, err := a.readKey(keyFile)
 			if err != nil {
 				return err
@@ -57,6 +62,7 @@ func (a *app) initCmd() *cobra.Command {
 	cmd.Flags().StringVar(&c.Organisation, "organisation", "", "name of the organisation: a-z, 0-9, . and -")
 	cmd.Flags().StringVar(&c.URL, "url", "", "HOST:PORT that people and hosts dial")
 	cmd.Flags().StringVar(&c.Admin, "admin", "", "user name of the first admin")
+	cmd.Flags().BoolVar(&once, "once", false, "do nothing where there is a control plane already")
 	cmd.Flags().StringVar(&keyFile, "admin-key", "", "file with the admin's SSH public key; - is stdin")
 	return cmd
 }
@@ -113,6 +119,7 @@ url: %s
 # session_ttl: 8h
 # lease: 15m
 # pending_ttl: 24h
+# metrics_listen: 127.0.0.1:9471
 # webhooks:
 #   - url: https://chat.example.org/hooks/curfew
 #     secret_file: /etc/curfew/webhook.secret

@@ -64,7 +64,7 @@ func TestQuorumCountsPeople(t *testing.T) {
 		{"the requester", []*curfewv1.Approval{bob, w.Alice.Approve(raw)}, "their own"},
 		{"the requester's second account", []*curfewv1.Approval{bob, alias.Approve(raw)}, "who asks"},
 		{"the requester as another", []*curfewv1.Approval{bob, named("carol", w.Alice)}, "not theirs"},
-		{"another group", []*curfewv1.Approval{bob, erin.Approve(raw)}, "not in group"},
+		{"another group", []*curfewv1.Approval{bob, erin.Approve(raw)}, "counts for nothing"},
 		{"nobody known", []*curfewv1.Approval{bob, granttest.NewPerson("eve", 0).Approve(raw)}, "not an approver"},
 		{"another revision", []*curfewv1.Approval{bob, w.Carol.Approve(otherRaw)}, "does not verify"},
 		{"another namespace", []*curfewv1.Approval{bob, {Approver: "carol", Sshsig: login}}, "is for"},
@@ -74,7 +74,7 @@ func TestQuorumCountsPeople(t *testing.T) {
 		{"a name in capitals", []*curfewv1.Approval{bob, named("Carol", w.Carol)}, "not an approver"},
 		{"a name with a space", []*curfewv1.Approval{bob, named("carol ", w.Carol)}, "not an approver"},
 	} {
-		err := grant.CheckQuorum(trust, terms, raw, c.as)
+		err := grant.CheckQuorum(trust, terms, raw, []grant.HostID{w.Host}, c.as)
 		switch {
 		case c.want == "" && err != nil:
 			t.Errorf("%s: %v", c.name, err)
@@ -136,7 +136,7 @@ func TestTermsCannotLowerTheQuorum(t *testing.T) {
 		for _, p := range c.by {
 			as = append(as, p.Approve(raw))
 		}
-		if err := grant.CheckQuorum(w.Trust, terms, raw, as); (err == nil) != c.ok {
+		if err := grant.CheckQuorum(w.Trust, terms, raw, []grant.HostID{w.Host}, as); (err == nil) != c.ok {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}

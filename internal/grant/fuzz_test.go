@@ -64,7 +64,7 @@ func FuzzTerms(f *testing.F) {
 		if err != nil || !bytes.Equal(again, raw) {
 			t.Errorf("read and written again they differ: %v", err)
 		}
-		if terms.GetRootEquivalent() != grant.RootEquivalent(terms.GetSudoRules()) {
+		if terms.GetRootEquivalent() != grant.RootEquivalent(terms.GetSudoRules(), terms.GetGroups()) {
 			t.Error("the label lies")
 		}
 		if d := grant.Duration(terms); d <= 0 || d > grant.MaxDuration {
@@ -181,7 +181,7 @@ func FuzzTrust(f *testing.F) {
 		if err != nil || !bytes.Equal(again, payload) {
 			t.Errorf("read and written again it differs: %v", err)
 		}
-		if grant.CheckQuorum(trust, terms, raw, nil) == nil {
+		if grant.CheckQuorum(trust, terms, raw, []grant.HostID{w.Host}, nil) == nil {
 			t.Error("granted without any approval")
 		}
 		if next, err := grant.OpenTrust(env, w.Trust); err == nil &&

@@ -81,8 +81,35 @@ func (w *watch) ended(h *history, c grant.Change, s *list) error {
 	return nil
 }
 
+// began: the clock of a grant that waited for its first use runs.
+func (w *watch) began(h *history, before grant.Live) {
+	if !before.Unused {
+		return
+	}
+	clock, _ := h.read()
+	for _, l := range h.ledger.Clone().Live(clock) {
+		if l.ID == before.ID {
+			w.open[l.ID] = l
+			startError := l.Start.UnixMilli() - h.now
+			w.opened[l.ID] = &opening{
+				at: h.now, off: w.off, lag: w.lag, startError: max(startError, -startError),
+			}
+		}
+	}
+}
+
+func (w *watch) used(c grant.Change) {
+	for _, e := range c.Ended {
+		w.causes[e.Cause] = true
+		delete(w.open, e.ID)
+	}
+}
+
 // endOf is the end that the terms give, by the start that the host said.
 func endOf(l grant.Live) int64 {
+	if l.Unused {
+		return l.Terms.GetStartLatestMs()
+	}
 	return min(l.Start.UnixMilli()+l.Terms.GetDurationMs(), l.Terms.GetHardEndMs())
 }
 
@@ -92,7 +119,9 @@ func (w *watch) saved(h *history) {
 	w.onDisk = maps.Clone(w.open)
 	clock, _ := h.read()
 	for _, l := range h.ledger.Clone().Live(clock) {
-		w.starts[l.ID] = l.Start.UnixMilli()
+		if !l.Unused {
+			w.starts[l.ID] = l.Start.UnixMilli()
+		}
 	}
 	for _, p := range h.all {
 		if _, ended := h.ledger.Ended(p.realID); ended {
@@ -136,6 +165,9 @@ func (w *watch) check(h *history, live []grant.Live, mayOpen bool) error {
 // lost before it was saved, and time without power under a forged clock, cannot be known.
 func (w *watch) inTime(h *history, l grant.Live) error {
 	hard, duration := l.Terms.GetHardEndMs(), l.Terms.GetDurationMs()
+	if l.Unused {
+		hard, duration = l.Terms.GetStartLatestMs(), l.Terms.GetStartLatestMs()-l.Start.UnixMilli()
+	}
 	if h.clock == 0 {
 		if h.now >= hard || h.now >= l.Start.UnixMilli()+duration {
 			return fmt.Errorf("grant %s is live past its end, by an honest clock", l.ID.Short())
@@ -162,16 +194,16 @@ func (w *watch) inTime(h *history, l grant.Live) error {
 	return nil
 }
 
-// life runs one history of 8 to 25 steps.
-func life(seed uint64, say func(string, ...any)) (int, map[curfewv1.EndCause]bool, error) {
+// life runs one history of 8 to 25 steps, and returns it with how many of them it took.
+func life(seed uint64, say func(string, ...any)) (int, *history, error) {
 	h := newHistory(seed, say)
 	n := 8 + h.rng.IntN(18)
 	for i := range n {
 		if err := h.step(); err != nil {
-			return i, h.watch.causes, fmt.Errorf("step %d: %w", i+1, err)
+			return i, h, fmt.Errorf("step %d: %w", i+1, err)
 		}
 	}
-	return n, h.watch.causes, nil
+	return n, h, nil
 }
 
 func envUint(t *testing.T, name string, otherwise uint64) uint64 {
@@ -204,17 +236,20 @@ func TestHistories(t *testing.T) {
 	var next, steps atomic.Uint64
 	var failed atomic.Bool
 	var mu sync.Mutex
-	seen := make(map[curfewv1.EndCause]int)
+	seen, met := make(map[curfewv1.EndCause]int), make(map[string]int)
 	thePool()
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() {
 			for seed := next.Add(1); seed <= count && !failed.Load(); seed = next.Add(1) {
-				n, causes, err := life(seed, func(string, ...any) {})
+				n, h, err := life(seed, func(string, ...any) {})
 				steps.Add(uint64(n))
 				mu.Lock()
-				for c := range causes {
+				for c := range h.watch.causes {
 					seen[c]++
+				}
+				for what, times := range h.met {
+					met[what] += times
 				}
 				mu.Unlock()
 				if err != nil && !failed.Swap(true) {
@@ -225,8 +260,14 @@ func TestHistories(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	t.Logf("%d histories, %d steps; histories with each end: %v", count, steps.Load(), seen)
-	for _, c := range []curfewv1.EndCause{1, 2, 3, 4, 5} {
+	t.Logf("%d histories, %d steps; histories with each end: %v; messages: %v", count, steps.Load(), seen,
+		met)
+	for _, what := range mishaps {
+		if met[what] == 0 && count >= 1000 && !failed.Load() {
+			t.Errorf("no message was %s: the histories no longer try what they should", what)
+		}
+	}
+	for _, c := range []curfewv1.EndCause{1, 2, 3, 4, 5, 6} {
 		if seen[c] == 0 && count >= 1000 && !failed.Load() {
 			t.Errorf("no history saw %s: they no longer try what they should", c)
 		}

@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base32"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -96,12 +97,22 @@ func HostIDOf(pub ed25519.PublicKey) HostID { return sha256.Sum256(pub) }
 func TermsDigest(raw []byte) [32]byte { return sha256.Sum256(raw) }
 
 // IDOf derives a grant's id from the exact bytes of its terms and its host.
-func IDOf(rawTerms []byte, host HostID) ID {
+func IDOf(rawTerms []byte, host HostID) ID { return IDOfWindow(rawTerms, host, 0) }
+
+// IDOfWindow derives the id of the grant for one of the terms' windows, from 1; 0 is IDOf.
+func IDOfWindow(rawTerms []byte, host HostID, window uint32) ID {
 	digest := TermsDigest(rawTerms)
 	h := sha256.New()
-	h.Write([]byte("curfew grant v1\x00"))
+	if window == 0 {
+		h.Write([]byte("curfew grant v1\x00"))
+	} else {
+		h.Write([]byte("curfew grant v2\x00"))
+	}
 	h.Write(digest[:])
 	h.Write(host[:])
+	if window > 0 {
+		h.Write(binary.LittleEndian.AppendUint32(nil, window))
+	}
 	return ID(h.Sum(nil))
 }
 

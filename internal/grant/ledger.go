@@ -2,6 +2,7 @@ package grant
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -46,25 +47,53 @@ type ledgerData struct {
 	Listed     []ID             `json:"listed"`
 	Held       []heldData       `json:"held"`
 	Tombstones map[ID]tombstone `json:"tombstones"`
-	Lease      lease            `json:"lease"`
-	Time       timeBase         `json:"time"`
+	// Ending are those of the tombstones' grants that the host has not finished with.
+	Ending []EndedGrant `json:"ending,omitempty"`
+	Lease  lease        `json:"lease"`
+	Time   timeBase     `json:"time"`
+	// Codes are the break-glass codes in force; nil when the host has none.
+	Codes *codesData `json:"codes,omitempty"`
 }
 
-// heldData is one accepted grant. StartMS is 0 until its window opened; it is set once.
+// heldData is one accepted grant. StartMS is 0 until its window's clock runs; it is set once. By
+// START_MODE_FIRST_USE that is with the first use; OpenMS is since when such a grant waits for it.
 type heldData struct {
 	ID       ID     `json:"id"`
 	Envelope []byte `json:"envelope"`
-	StartMS  int64  `json:"start_ms"`
-	EndMS    int64  `json:"end_ms"`
+	// Terms are those of a local grant, which a break-glass code opened and nobody sealed.
+	Terms   []byte `json:"terms,omitempty"`
+	OpenMS  int64  `json:"open_ms,omitempty"`
+	StartMS int64  `json:"start_ms"`
+	EndMS   int64  `json:"end_ms"`
 	// BootMS is the deadline on the boot-time clock of the boot that BootID names.
 	BootID string `json:"boot_id"`
 	BootMS int64  `json:"boot_ms"`
+	// Used: the one session of a single-use grant has begun.
+	Used bool `json:"used,omitempty"`
 }
 
 type held struct {
 	heldData
 	terms  *curfewv1.Terms
+	window window
 	digest [32]byte
+}
+
+// open tells whether it can be used, or could before its end.
+func (h held) open() bool { return h.StartMS != 0 || h.OpenMS != 0 }
+
+// since is when it could first be used.
+func (h held) since() int64 { return cmp.Or(h.StartMS, h.OpenMS) }
+
+// end is when the grant is over, as far as is known yet: unused, it expires with its latest start.
+func (h held) end() int64 {
+	switch {
+	case h.StartMS != 0:
+		return h.window.end(h.StartMS)
+	case h.OpenMS != 0:
+		return h.window.latest
+	}
+	return 0
 }
 
 // tombstone keeps an ended grant from coming back until its terms are void anyway.
@@ -114,6 +143,7 @@ func NewLedger(host HostID, trustEnvelope []byte) (*Ledger, error) {
 func (l *Ledger) Clone() *Ledger {
 	c := *l
 	c.data.Tombstones = maps.Clone(l.data.Tombstones)
+	c.data.Ending = slices.Clone(l.data.Ending)
 	c.held = maps.Clone(l.held)
 	c.refused = maps.Clone(l.refused)
 	c.nonces = slices.Clone(l.nonces)
@@ -159,20 +189,42 @@ type sealedLedger struct {
 	SHA256 string          `json:"sha256"`
 }
 
-// MarshalJSON returns the persisted form with a checksum over it.
+// MarshalJSON returns the persisted form with a checksum over it. With a thousand grants that is
+// megabytes, once a minute: they are written into one piece of memory and never copied.
 func (l *Ledger) MarshalJSON() ([]byte, error) {
 	d := l.data
-	d.Held = make([]heldData, 0, len(l.held))
-	for _, id := range l.HeldIDs() {
-		d.Held = append(d.Held, l.held[id].heldData)
-	}
-	body, err := json.Marshal(d)
+	d.Held = []heldData{}
+	rest, err := json.Marshal(d)
 	if err != nil {
 		return nil, fmt.Errorf("encoding the ledger: %w", err)
 	}
-	sum := sha256.Sum256(body)
-	return json.Marshal(sealedLedger{Ledger: body, SHA256: hex.EncodeToString(sum[:])})
+	// No string in JSON has a bare quotation mark, so this is the list itself.
+	before, after, _ := bytes.Cut(rest, []byte(noneHeld))
+	size := len(rest) + 256
+	for _, h := range l.held {
+		size += (len(h.Envelope)+len(h.Terms))*4/3 + 384
+	}
+	b := append(make([]byte, 0, size), `{"ledger":`...)
+	start := len(b)
+	b = append(b, before...)
+	b = append(b, noneHeld[:len(noneHeld)-1]...)
+	for i, id := range l.HeldIDs() {
+		one, err := json.Marshal(l.held[id].heldData)
+		if err != nil {
+			return nil, fmt.Errorf("encoding the ledger: %w", err)
+		}
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, one...)
+	}
+	b = append(append(b, ']'), after...)
+	sum := sha256.Sum256(b[start:])
+	return fmt.Appendf(b, `,"sha256":"%x"}`, sum), nil
 }
+
+// noneHeld is how the ledger's list of grants begins and ends.
+const noneHeld = `"held":[]`
 
 // UnmarshalJSON reads what MarshalJSON wrote; anything else is ErrCorrupt and leaves l untouched.
 func (l *Ledger) UnmarshalJSON(b []byte) error {
@@ -207,6 +259,9 @@ func parseLedger(b []byte) (*Ledger, error) {
 	if l.trust, err = OpenTrust(l.data.Trust, nil); err != nil {
 		return nil, err
 	}
+	if err := l.checkCodes(); err != nil {
+		return nil, err
+	}
 	for _, h := range l.data.Held {
 		read, err := reopen(h, l.data.HostID)
 		if err != nil {
@@ -225,6 +280,13 @@ func parseLedger(b []byte) (*Ledger, error) {
 // reopen parses a grant that this host verified before it wrote it. Signatures are not checked
 // again: the issuer's key may have been rotated since, and that ends no grant.
 func reopen(h heldData, host HostID) (held, error) {
+	if h.Terms != nil {
+		read, err := holdLocal(h, host)
+		if err == nil && (h.StartMS <= 0 || h.OpenMS != 0 || h.EndMS != read.end() || h.Used) {
+			err = errors.New("the window does not fit the terms")
+		}
+		return read, err
+	}
 	_, payload, err := parseEnvelope(h.Envelope)
 	if err != nil {
 		return held{}, err
@@ -237,17 +299,25 @@ func reopen(h heldData, host HostID) (held, error) {
 	if err != nil {
 		return held{}, err
 	}
-	if HostID(g.GetHostId()) != host || IDOf(g.GetTerms(), host) != h.ID {
+	if HostID(g.GetHostId()) != host ||
+		IDOfWindow(g.GetTerms(), host, g.GetWindow()) != h.ID {
 		return held{}, errors.New("the id does not fit the terms and the host")
 	}
-	end := int64(0)
-	if h.StartMS != 0 {
-		end = endOf(h.StartMS, terms)
+	read, err := hold(h, g, terms)
+	if err != nil {
+		return held{}, err
 	}
-	if h.StartMS < 0 || h.EndMS != end {
+	firstUse := terms.GetStartMode() == curfewv1.StartMode_START_MODE_FIRST_USE
+	if h.StartMS < 0 || h.OpenMS < 0 || h.EndMS != read.end() || h.StartMS != 0 && h.OpenMS != 0 ||
+		h.OpenMS != 0 && !firstUse || h.Used && !terms.GetSingleUse() {
 		return held{}, errors.New("the window does not fit the terms")
 	}
-	return held{heldData: h, terms: terms, digest: TermsDigest(g.GetTerms())}, nil
+	return read, nil
+}
+
+func hold(h heldData, g *curfewv1.Grant, terms *curfewv1.Terms) (held, error) {
+	w, err := windowOf(terms, g.GetWindow())
+	return held{heldData: h, terms: terms, window: w, digest: TermsDigest(g.GetTerms())}, err
 }
 
 func strictJSON(b []byte, into any) error {

@@ -18,7 +18,21 @@ type Ceiling struct {
 	MaxDuration    time.Duration
 	AllowedGroups  []string
 	RootEquivalent bool
+	// Standing says which grants standing rules may open here.
+	Standing StandingCeiling
+	// Local is what break-glass codes may open.
+	Local LocalCeiling
 }
+
+// StandingCeiling is how far a host follows standing rules. The zero value follows none.
+type StandingCeiling uint8
+
+// What standing rules may open: nothing, what is contained, or what is root-equivalent as well.
+const (
+	StandingNone StandingCeiling = iota
+	StandingContained
+	StandingAny
+)
 
 // Refusals of otherwise well-signed objects.
 var (
@@ -51,7 +65,7 @@ func (l *Ledger) AcceptGrant(env []byte, now Clock, c Ceiling) (ID, error) {
 	if err != nil {
 		return ID{}, err
 	}
-	id := IDOf(g.GetTerms(), HostID(g.GetHostId()))
+	id := IDOfWindow(g.GetTerms(), HostID(g.GetHostId()), g.GetWindow())
 	if _, known := l.held[id]; known {
 		return id, nil
 	}
@@ -59,10 +73,11 @@ func (l *Ledger) AcceptGrant(env []byte, now Clock, c Ceiling) (ID, error) {
 		l.refuse(id, err)
 		return id, fmt.Errorf("grant %s of request %s: %w", id.Short(), terms.GetRequestId(), err)
 	}
-	l.held[id] = held{
-		heldData: heldData{ID: id, Envelope: slices.Clone(env)}, terms: terms,
-		digest: TermsDigest(g.GetTerms()),
+	h, err := hold(heldData{ID: id, Envelope: slices.Clone(env)}, g, terms)
+	if err != nil {
+		return id, err
 	}
+	l.held[id] = h
 	delete(l.refused, id)
 	return id, nil
 }
@@ -80,13 +95,17 @@ func (l *Ledger) checkGrant(
 	if _, ended := l.data.Tombstones[id]; ended {
 		return ErrTombstoned
 	}
-	if err := l.mayStart(terms, now); err != nil {
+	w, err := windowOf(terms, g.GetWindow())
+	if err != nil {
+		return err
+	}
+	if err := l.mayStart(w, now); err != nil {
 		return err
 	}
 	if err := c.Permits(terms); err != nil {
 		return err
 	}
-	if err := CheckQuorum(l.trust, terms, g.GetTerms(), g.GetApprovals()); err != nil {
+	if err := l.checkAgreed(g, terms); err != nil {
 		return err
 	}
 	if _, err := l.followed(terms, now); err != nil {
@@ -98,14 +117,23 @@ func (l *Ledger) checkGrant(
 	return nil
 }
 
-func (l *Ledger) mayStart(terms *curfewv1.Terms, now Clock) error {
+// checkAgreed demands the approvals that the trust file and the terms ask for, or a standing rule.
+func (l *Ledger) checkAgreed(g *curfewv1.Grant, terms *curfewv1.Terms) error {
+	here := []HostID{l.data.HostID}
+	if terms.GetStandingRule() != "" {
+		return CheckStanding(l.trust, terms, here, g.GetApprovals())
+	}
+	return CheckQuorum(l.trust, terms, g.GetTerms(), here, g.GetApprovals())
+}
+
+func (l *Ledger) mayStart(w window, now Clock) error {
 	at := l.effective(now)
 	switch {
-	case at >= terms.GetHardEndMs():
+	case at >= w.hard:
 		return fmt.Errorf("%w: its hard end has passed", ErrWindow)
-	case at > terms.GetStartLatestMs():
+	case at > w.latest:
 		return fmt.Errorf("%w: its latest start has passed", ErrWindow)
-	case at < terms.GetStartEarliestMs()-MaxClockSkew.Milliseconds():
+	case at < w.earliest-MaxClockSkew.Milliseconds():
 		return fmt.Errorf("%w: its earliest start is ahead", ErrWindow)
 	}
 	return nil
@@ -117,7 +145,11 @@ func (c Ceiling) Permits(terms *curfewv1.Terms) error {
 		return fmt.Errorf("%w: a duration of %s; at most %s", ErrCeiling, d, c.MaxDuration)
 	}
 	if terms.GetRootEquivalent() && !c.RootEquivalent {
-		return fmt.Errorf("%w: root-equivalent rules are not allowed here", ErrCeiling)
+		return fmt.Errorf("%w: root-equivalent rules and groups are not allowed here", ErrCeiling)
+	}
+	if terms.GetStandingRule() != "" && (c.Standing == StandingNone ||
+		terms.GetRootEquivalent() && c.Standing != StandingAny) {
+		return fmt.Errorf("%w: a standing rule does not open this here (ceiling.standing)", ErrCeiling)
 	}
 	for _, g := range terms.GetGroups() {
 		if !slices.Contains(c.AllowedGroups, g) {
@@ -127,23 +159,32 @@ func (c Ceiling) Permits(terms *curfewv1.Terms) error {
 	return nil
 }
 
+// PermitsLive is Permits for a live grant: one that a break-glass code opened has a ceiling of its own.
+func (c Ceiling) PermitsLive(l Live) error {
+	if l.Local {
+		return c.Local.Permits(l.Terms)
+	}
+	return c.Permits(l.Terms)
+}
+
 // followed returns the live grant that an extension continues; the zero ID for plain terms.
 func (l *Ledger) followed(terms *curfewv1.Terms, now Clock) (ID, error) {
 	if len(terms.GetFollows()) == 0 {
 		return ID{}, nil
 	}
 	for id, h := range l.held {
-		if !bytes.Equal(h.digest[:], terms.GetFollows()) {
+		if h.local() || !bytes.Equal(h.digest[:], terms.GetFollows()) {
 			continue
 		}
 		closed, _ := l.over(h, now)
 		if h.StartMS == 0 || closed {
-			break
+			continue
 		}
 		o := h.terms
 		if o.GetRequestId() != terms.GetRequestId() || o.GetLogin() != terms.GetLogin() ||
 			o.GetUid() != terms.GetUid() || o.GetRequester() != terms.GetRequester() ||
-			o.GetRevision() >= terms.GetRevision() {
+			o.GetRevision() >= terms.GetRevision() || o.GetSingleUse() != terms.GetSingleUse() ||
+			len(o.GetWindows()) > 0 {
 			return ID{}, errors.New("the extension is not of the same request and person")
 		}
 		return id, nil
@@ -176,9 +217,13 @@ func (l *Ledger) AcceptState(msg *curfewv1.State, now Clock) (Change, error) {
 		l.data.Listed = append(l.data.Listed, ID(raw))
 	}
 	change := Change{LeaseRenewed: l.renewLease(s, now)}
+	if change.LeaseRenewed { // whoever holds states back must not choose when they switch a host
+		change.Rollout = s.GetRollout()
+	}
 	l.expire(&change, now) // what was over before the state came has expired, whatever it says
 	l.openListed(&change, now)
 	l.endUnlisted(&change, s)
+	l.buryUnheld(s)
 	l.expire(&change, now)
 	return change, nil
 }
@@ -244,7 +289,7 @@ func (l *Ledger) dropStale(now Clock) {
 		return
 	}
 	maps.DeleteFunc(l.held, func(_ ID, h held) bool {
-		return h.StartMS == 0 && l.effective(now) > h.terms.GetStartLatestMs()
+		return !h.open() && l.effective(now) > h.window.latest
 	})
 	high := l.data.Time.HighMS
 	maps.DeleteFunc(l.data.Tombstones, func(_ ID, t tombstone) bool { return high > t.UntilMS })

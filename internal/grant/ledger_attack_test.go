@@ -182,6 +182,46 @@ func TestA1GrantOfAnotherHost(t *testing.T) {
 	}
 }
 
+// Attack A24: a group that is as good as root is for hosts that list it and permit root-equivalent
+// rights as well. A host whose ceiling is empty gives no group at all.
+func TestA24GroupsThatAreRoot(t *testing.T) {
+	for _, c := range []struct {
+		group string
+		root  bool
+	}{
+		{"docker", true},
+		{"lxd", true},
+		{"incus-admin", true},
+		{"libvirt", true},
+		{"disk", true},
+		{"shadow", true},
+		{"sudo", true},
+		{"wheel", true},
+		{"staff", true},
+		{"adm", false},
+		{"kvm", false},
+		{"web", false},
+	} {
+		for _, listed := range []bool{false, true} {
+			for _, permits := range []bool{false, true} {
+				h := newHost(t)
+				ceiling := grant.Ceiling{MaxDuration: time.Hour, RootEquivalent: permits}
+				if listed {
+					ceiling.AllowedGroups = []string{"a", c.group}
+				}
+				_, env := h.Grant(h.Terms(granttest.Noon(), func(x *curfewv1.Terms) {
+					x.Groups, x.RootEquivalent = []string{c.group}, c.root
+				}), h.Bob)
+				_, err := h.ledger.AcceptGrant(env, h.clock, ceiling)
+				if may := listed && (permits || !c.root); may != (err == nil) ||
+					err != nil && !errors.Is(err, grant.ErrCeiling) {
+					t.Errorf("group %s, listed %v, root permitted %v: %v", c.group, listed, permits, err)
+				}
+			}
+		}
+	}
+}
+
 // Attack A2: expired, future, over the ceiling.
 func TestA2TimeAndCeiling(t *testing.T) {
 	ms := time.Millisecond
@@ -205,7 +245,7 @@ func TestA2TimeAndCeiling(t *testing.T) {
 		{"as long as the ceiling", func(x *curfewv1.Terms) { x.DurationMs = day }, 0, nil},
 		{"longer", func(x *curfewv1.Terms) { x.DurationMs = day + 1 }, 0, grant.ErrCeiling},
 		{"a permitted group", func(x *curfewv1.Terms) { x.Groups = []string{"adm"} }, 0, nil},
-		{"docker", func(x *curfewv1.Terms) { x.Groups = []string{"adm", "docker"} }, 0, grant.ErrCeiling},
+		{"another group", func(x *curfewv1.Terms) { x.Groups = []string{"adm", "web"} }, 0, grant.ErrCeiling},
 		{"root", root, 0, grant.ErrCeiling},
 	} {
 		h := newHost(t)

@@ -56,6 +56,10 @@ func TestLedgerFileKeepsEverything(t *testing.T) {
 	if err != nil || !bytes.Equal(data, again) {
 		t.Errorf("read and written again it differs: %v", err)
 	}
+	// It is put together by hand; json.Marshal would say when it is not as it writes itself.
+	if again, err := l.MarshalJSON(); err != nil || !bytes.Equal(data, again) {
+		t.Errorf("not in the form that json.Marshal gives: %v", err)
+	}
 	clock := grant.Clock{
 		Wall: granttest.Noon().Add(time.Minute), Boot: time.Hour + time.Minute, BootID: "boot-1",
 	}

@@ -91,18 +91,18 @@ func (l *Ledger) confirm(issuedMS, ageMS int64, now Clock) {
 func (l *Ledger) rebaseDeadlines(bootID string) {
 	t := l.data.Time
 	for id, h := range l.held {
-		if h.StartMS == 0 {
+		if !h.open() {
 			continue
 		}
 		h.BootID = bootID
-		h.BootMS = min(h.BootMS-t.SeenMS, h.EndMS-max(t.HighMS, h.StartMS))
+		h.BootMS = min(h.BootMS-t.SeenMS, h.EndMS-max(t.HighMS, h.since()))
 		l.held[id] = h
 	}
 }
 
 func (l *Ledger) tightenDeadlines(now Clock) {
 	for id, h := range l.held {
-		if h.StartMS == 0 {
+		if !h.open() {
 			continue
 		}
 		h.BootMS = min(h.BootMS, now.Boot.Milliseconds()+h.EndMS-l.effective(now))

@@ -10,7 +10,10 @@ import (
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
-const years = 10 * 365 * 24 * time.Hour
+const (
+	hour  = time.Hour
+	years = 10 * 365 * 24 * hour
+)
 
 // Fault F4 in one boot: whatever is done to the wall clock, a window ends on the boot-time clock.
 func TestF4WallClockNeverExtends(t *testing.T) {
@@ -35,6 +38,28 @@ func TestF4WallClockNeverExtends(t *testing.T) {
 		h.live("at the end, after a step of " + step.String())
 		if change := h.ledger.Tick(h.clock); len(change.Ended) != 1 {
 			t.Errorf("step of %s: not tombstoned at the end", step)
+		}
+	}
+}
+
+// A date past the end that ends nothing is no reason to wake at once, again and again: the wall
+// clock's next deadline lies ahead of it, by what the window has left.
+func TestF4NextDeadlineLiesAheadOfAJumpedClock(t *testing.T) {
+	for _, step := range []time.Duration{0, hour, -hour, years, -years} {
+		h := newHost(t)
+		h.granted()
+		h.pass(10 * time.Minute)
+		h.clock.Wall = h.clock.Wall.Add(step)
+		wall, boot, ok := h.ledger.Next(h.clock)
+		if left := wall.Sub(h.clock.Wall); !ok || left != 50*time.Minute {
+			t.Errorf("step of %s: the wall clock has %s to go", step, left)
+		}
+		if left := boot - h.clock.Boot; left != 50*time.Minute {
+			t.Errorf("step of %s: the boot-time clock has %s to go", step, left)
+		}
+		h.pass(50 * time.Minute)
+		if _, _, ok := h.ledger.Next(h.clock); ok {
+			t.Errorf("step of %s: something is still to end", step)
 		}
 	}
 }

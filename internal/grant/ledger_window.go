@@ -2,6 +2,7 @@ package grant
 
 import (
 	"cmp"
+	"errors"
 	"slices"
 	"time"
 
@@ -13,19 +14,28 @@ type Live struct {
 	ID          ID
 	Terms       *curfewv1.Terms // read-only
 	TermsDigest [32]byte
-	Start, End  time.Time
+	// Start is when the window opened; of a grant that waits for its first use, when it could be used.
+	Start, End time.Time
+	// Unused: the clock starts with the first use (Ledger.Start); until then End is the latest start.
+	Unused bool
+	// Used: the one session of a single-use grant has begun (Ledger.Use).
+	Used bool
 	// BootDeadline is the end on the boot-time clock; the earlier of both counts.
 	BootDeadline time.Duration
+	// Local: a break-glass code opened it here. No host state lists it, and no lease bounds its use.
+	Local bool
 }
 
 // EndedGrant is a grant whose window has closed for good.
 type EndedGrant struct {
-	ID        ID
-	RequestID string
-	Login     string
-	Role      string
-	Cause     curfewv1.EndCause
-	By        string
+	ID        ID                `json:"id"`
+	RequestID string            `json:"request_id"`
+	Login     string            `json:"login"`
+	Role      string            `json:"role"`
+	Cause     curfewv1.EndCause `json:"cause"`
+	By        string            `json:"by"`
+	// Told: its end is on the trail (Ledger.Told).
+	Told bool `json:"told,omitempty"`
 }
 
 // Change is what an accepted state or the passing of time did to the live set.
@@ -36,6 +46,8 @@ type Change struct {
 	Missing []ID
 	// LeaseRenewed: the state answered one of this host's nonces.
 	LeaseRenewed bool
+	// Rollout is what a staged rollout wants, of a state that answered one; nil for nothing.
+	Rollout *curfewv1.Rollout
 }
 
 // Tick lets time pass: windows that are over end. Call it at each deadline of Next, and every 30 s.
@@ -47,13 +59,13 @@ func (l *Ledger) Tick(now Clock) Change {
 	return change
 }
 
-// Live returns the grants that are listed, held and inside their window, sorted by id.
+// Live returns the grants that are listed, or local, held and inside their window, sorted by id.
 func (l *Ledger) Live(now Clock) []Live {
 	l.observe(now)
 	var live []Live
-	for _, id := range l.data.Listed {
+	for _, id := range l.liveIDs() {
 		h, ok := l.held[id]
-		if !ok || h.StartMS == 0 {
+		if !ok || !h.open() {
 			continue
 		}
 		if closed, _ := l.over(h, now); !closed {
@@ -66,13 +78,21 @@ func (l *Ledger) Live(now Clock) []Live {
 func (h held) live() Live {
 	return Live{
 		ID: h.ID, Terms: h.terms, TermsDigest: h.digest,
-		Start: time.UnixMilli(h.StartMS), End: time.UnixMilli(h.EndMS),
-		BootDeadline: time.Duration(h.BootMS) * time.Millisecond,
+		Start: time.UnixMilli(h.since()), End: time.UnixMilli(h.EndMS),
+		Unused: h.StartMS == 0, Used: h.Used,
+		BootDeadline: time.Duration(h.BootMS) * time.Millisecond, Local: h.local(),
 	}
 }
 
-// Next returns the earliest coming end on each clock; ok is false when nothing is open.
+// Next returns the earliest coming end on each clock; ok is false when nothing is open. A wall clock
+// that jumped decides nothing: the end on it is then where it will stand when the time has come, so
+// that a date past the end, which ends nothing, does not wake whoever waits again and again.
 func (l *Ledger) Next(now Clock) (wall time.Time, boot time.Duration, ok bool) {
+	defer func() {
+		if ok && l.jumped {
+			wall = now.Wall.Add(wall.Sub(time.UnixMilli(l.derived(now))))
+		}
+	}()
 	for _, g := range l.Live(now) {
 		if !ok || g.End.Before(wall) {
 			wall = g.End
@@ -106,7 +126,7 @@ func (l *Ledger) openListed(change *Change, now Clock) {
 				l.refuse(id, ErrTombstoned)
 			}
 			change.Missing = append(change.Missing, id)
-		case h.StartMS == 0:
+		case !h.open():
 			if err := l.open(h, change, now); err != nil {
 				l.refuse(id, err)
 				delete(l.held, id)
@@ -123,37 +143,96 @@ func (l *Ledger) byRevision(ids []ID) []ID {
 	})
 }
 
-// open persists the start of a window, once. An extension inherits the start of what it follows and
-// takes its place in the same step.
+// open persists the start of a window, once. An extension inherits the start of what it follows, and
+// its use, and takes its place in the same step. A grant that starts with its first use only waits.
 func (l *Ledger) open(h held, change *Change, now Clock) error {
-	if err := l.mayStart(h.terms, now); err != nil {
+	if err := l.mayStart(h.window, now); err != nil {
 		return err
 	}
 	before, err := l.followed(h.terms, now)
 	if err != nil {
 		return err
 	}
-	h.StartMS = l.effective(now)
-	if before != (ID{}) {
-		h.StartMS = l.held[before].StartMS
+	switch {
+	case before != (ID{}):
+		h.StartMS, h.Used = l.held[before].StartMS, l.held[before].Used
+	case h.terms.GetStartMode() == curfewv1.StartMode_START_MODE_FIRST_USE:
+		h.OpenMS = l.effective(now)
+	default:
+		h.StartMS = l.effective(now)
 	}
-	h.EndMS = endOf(h.StartMS, h.terms)
-	h.BootID = now.BootID
-	h.BootMS = now.Boot.Milliseconds() + h.EndMS - l.effective(now)
-	l.held[h.ID] = h
+	l.held[h.ID] = l.timed(h, now)
 	if before != (ID{}) {
 		l.end(change, before, curfewv1.EndCause_END_CAUSE_EXTENDED, h.terms.GetRequester())
 	}
-	change.Started = append(change.Started, h.live())
+	change.Started = append(change.Started, l.held[h.ID].live())
 	return nil
 }
 
-func endOf(startMS int64, terms *curfewv1.Terms) int64 {
-	return min(startMS+terms.GetDurationMs(), terms.GetHardEndMs())
+// timed gives a window its deadlines on both clocks.
+func (l *Ledger) timed(h held, now Clock) held {
+	h.EndMS, h.BootID = h.end(), now.BootID
+	h.BootMS = now.Boot.Milliseconds() + h.EndMS - l.effective(now)
+	return h
+}
+
+// Refusals of a use.
+var (
+	ErrNotLive = errors.New("the grant is not live")
+	ErrUsed    = errors.New("the grant was for one session, which has begun already")
+)
+
+// Start starts the clock of a live grant with its first use. One whose clock runs is left as it is.
+// The owner makes the ledger durable before it lets the person in.
+func (l *Ledger) Start(id ID, now Clock) error {
+	l.observe(now)
+	h, ok := l.held[id]
+	if closed, _ := l.over(h, now); !ok || !h.open() || closed {
+		return ErrNotLive
+	}
+	if h.StartMS == 0 {
+		h.StartMS, h.OpenMS = l.effective(now), 0
+		l.held[id] = l.timed(h, now)
+	}
+	return nil
+}
+
+// Use spends the one login session of a single-use grant; other grants are left as they are.
+func (l *Ledger) Use(id ID, now Clock) error {
+	l.observe(now)
+	h, ok := l.held[id]
+	switch closed, _ := l.over(h, now); {
+	case !ok || !h.open() || closed:
+		return ErrNotLive
+	case h.Used:
+		return ErrUsed
+	}
+	h.Used = h.terms.GetSingleUse()
+	l.held[id] = h
+	return nil
+}
+
+// EndUsed ends a single-use grant whose session is over.
+func (l *Ledger) EndUsed(id ID) Change {
+	var change Change
+	if l.held[id].Used {
+		l.end(&change, id, curfewv1.EndCause_END_CAUSE_USED, "")
+	}
+	return change
+}
+
+// EndAll ends every grant that is held, at the word of somebody on the host.
+func (l *Ledger) EndAll(by string) Change {
+	var change Change
+	for _, id := range l.HeldIDs() {
+		l.end(&change, id, curfewv1.EndCause_END_CAUSE_REVOKED, by)
+	}
+	return change
 }
 
 // endUnlisted ends what a newer state no longer lists. A grant that never started and is not named
-// as ended stays held: its state may still be on the way.
+// as ended stays held: its state may still be on the way. A local grant is never listed: a state ends
+// it by naming it.
 func (l *Ledger) endUnlisted(change *Change, s *curfewv1.HostState) {
 	said := make(map[ID]*curfewv1.Ended, len(s.GetEnded()))
 	for _, e := range s.GetEnded() {
@@ -164,10 +243,30 @@ func (l *Ledger) endUnlisted(change *Change, s *curfewv1.HostState) {
 			continue
 		}
 		word, named := said[id]
-		if l.held[id].StartMS == 0 && !named {
+		if (!l.held[id].open() || l.held[id].local()) && !named {
 			continue
 		}
 		l.end(change, id, causeOf(word), word.GetBy())
+	}
+}
+
+// maxUnheld bounds the tombstones of grants that this host never held.
+const maxUnheld = 2 * maxHeld
+
+// buryUnheld remembers what ended before this host held it, so that whoever has a copy of the sealed
+// grant cannot bring it later.
+func (l *Ledger) buryUnheld(s *curfewv1.HostState) {
+	latest := s.GetIssuedAtMs() + maxAhead.Milliseconds()
+	for _, e := range s.GetEnded() {
+		id := ID(e.GetGrantId())
+		_, isHeld := l.held[id]
+		_, buried := l.data.Tombstones[id]
+		if isHeld || buried || e.GetHardEndMs() <= 0 || len(l.data.Tombstones) >= maxUnheld {
+			continue
+		}
+		l.data.Tombstones[id] = tombstone{
+			UntilMS: min(e.GetHardEndMs(), latest) + MaxClockSkew.Milliseconds(), Cause: causeOf(e),
+		}
 	}
 }
 
@@ -176,7 +275,7 @@ func (l *Ledger) endUnlisted(change *Change, s *curfewv1.HostState) {
 func causeOf(word *curfewv1.Ended) curfewv1.EndCause {
 	switch c := word.GetCause(); c {
 	case curfewv1.EndCause_END_CAUSE_EXPIRED, curfewv1.EndCause_END_CAUSE_REVOKED,
-		curfewv1.EndCause_END_CAUSE_DONE:
+		curfewv1.EndCause_END_CAUSE_DONE, curfewv1.EndCause_END_CAUSE_USED:
 		return c
 	default:
 		return curfewv1.EndCause_END_CAUSE_WITHDRAWN
@@ -185,7 +284,7 @@ func causeOf(word *curfewv1.Ended) curfewv1.EndCause {
 
 func (l *Ledger) expire(change *Change, now Clock) {
 	for _, id := range l.HeldIDs() {
-		if l.held[id].StartMS == 0 {
+		if !l.held[id].open() {
 			continue
 		}
 		if _, certain := l.over(l.held[id], now); certain {
@@ -199,10 +298,35 @@ func (l *Ledger) end(change *Change, id ID, cause curfewv1.EndCause, by string) 
 	h := l.held[id]
 	delete(l.held, id)
 	l.data.Tombstones[id] = tombstone{
-		UntilMS: h.terms.GetHardEndMs() + MaxClockSkew.Milliseconds(), Cause: cause,
+		UntilMS: h.window.hard + MaxClockSkew.Milliseconds(), Cause: cause,
 	}
-	change.Ended = append(change.Ended, EndedGrant{
+	over := EndedGrant{
 		ID: id, RequestID: h.terms.GetRequestId(), Login: h.terms.GetLogin(),
 		Role: h.terms.GetRole(), Cause: cause, By: by,
+	}
+	change.Ended = append(change.Ended, over)
+	l.data.Ending = append(l.data.Ending, over)
+}
+
+// Ending returns the grants that have ended and are not finished with: a process that dies in the
+// middle of a purge leaves its successor to record the end and to take away what is left.
+func (l *Ledger) Ending() []EndedGrant { return slices.Clone(l.data.Ending) }
+
+// Told notes that the end of a grant is on the trail.
+func (l *Ledger) Told(id ID) {
+	for i := range l.data.Ending {
+		if l.data.Ending[i].ID == id {
+			l.data.Ending[i].Told = true
+		}
+	}
+}
+
+// Finish notes that nothing is left of a request's ended grants.
+func (l *Ledger) Finish(request string) {
+	l.data.Ending = slices.DeleteFunc(l.data.Ending, func(e EndedGrant) bool {
+		return e.RequestID == request
 	})
+	if len(l.data.Ending) == 0 {
+		l.data.Ending = nil
+	}
 }

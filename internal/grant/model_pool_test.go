@@ -162,6 +162,8 @@ func (p *pool) seal(d draft) *paper {
 		host: d.world.Host.String(), organisation: t.GetOrganisation(), role: t.GetRole(),
 		needed: int(t.GetApprovalsNeeded()), group: t.GetApproverGroup(), overCeiling: d.overCeiling,
 		badApproval: d.signOther, name: d.name, foreign: d.world != p.world,
+		firstUse: t.GetStartMode() == curfewv1.StartMode_START_MODE_FIRST_USE,
+		single:   t.GetSingleUse(),
 	}
 	if len(t.GetFollows()) > 0 {
 		out.follows = fmt.Sprintf("%x", t.GetFollows())
@@ -203,6 +205,10 @@ func (p *pool) family(i int) []*paper {
 		if two {
 			t.Role, t.ApprovalsNeeded = granttest.RoleRoot, 2
 		}
+		if i%6 >= 4 {
+			t.StartMode = curfewv1.StartMode_START_MODE_FIRST_USE
+		}
+		t.SingleUse = i%6 == 5 || i%6 == 0
 	}
 	by := []granttest.Person{[]granttest.Person{w.Bob, w.Carol, w.Dave}[i%3]}
 	if two {
@@ -294,7 +300,7 @@ func (p *pool) addHostile() {
 		},
 		{
 			name: "group over the ceiling", approvers: bob, overCeiling: true,
-			edit: with(11, func(t *curfewv1.Terms) { t.Groups = []string{"docker"} }),
+			edit: with(11, func(t *curfewv1.Terms) { t.Groups = []string{"web"} }),
 		},
 		{
 			name: "duration over the ceiling", approvers: bob, overCeiling: true,

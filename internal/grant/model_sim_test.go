@@ -37,7 +37,12 @@ type history struct {
 	nonceSeed uint64
 
 	watch watch
+	// met counts what befell messages, so that a history cannot stop trying it unnoticed.
+	met map[string]int
 }
+
+// mishaps are what a network does to messages (fault F7).
+var mishaps = []string{"lost", "doubled", "overtaken", "cut", "altered"}
 
 // plane is one of two control planes with the same issuer key.
 type plane struct {
@@ -65,7 +70,7 @@ func newHistory(seed uint64, say func(string, ...any)) *history {
 	p := thePool()
 	h := &history{
 		pool: p, rng: rand.New(rand.NewPCG(seed, 1)), say: say,
-		now: granttest.Noon().UnixMilli(), ledger: p.ledger.Clone(),
+		now: granttest.Noon().UnixMilli(), ledger: p.ledger.Clone(), met: make(map[string]int),
 	}
 	h.clock = h.rng.IntN(3)
 	h.bootAt = h.now - int64(h.rng.IntN(100_000))
@@ -184,7 +189,7 @@ func (h *history) end(c *plane) {
 	i := h.rng.IntN(len(c.live))
 	p := c.live[i]
 	c.live = slices.Delete(slices.Clone(c.live), i, i+1)
-	causes := []curfewv1.EndCause{0, 1, 2, 2, 2, 3, 3, 3, 4, 5, 77}
+	causes := []curfewv1.EndCause{0, 1, 2, 2, 2, 3, 3, 3, 4, 5, 6, 77}
 	cause := causes[h.rng.IntN(len(causes))]
 	h.say("a control plane ends %s: %s", p.name, cause)
 	if cause != 0 {
@@ -233,7 +238,12 @@ func (h *history) state(c *plane) {
 			continue
 		}
 		s.ended[p.id] = c.ended[p.id]
-		m.Ended = append(m.Ended, &curfewv1.Ended{GrantId: p.realID[:], Cause: c.ended[p.id], By: "bob"})
+		e := &curfewv1.Ended{GrantId: p.realID[:], Cause: c.ended[p.id], By: "bob"}
+		if h.pick(2) {
+			e.HardEndMs = p.hard
+			s.buried = append(s.buried, p)
+		}
+		m.Ended = append(m.Ended, e)
 	}
 	s.msg = &curfewv1.State{
 		Envelope:  granttest.SealState(m, h.pool.issuers[s.issuer]),
@@ -259,17 +269,20 @@ func names(ps []*paper) []string {
 func (h *history) send(m message) {
 	if h.pick(12) {
 		h.say("  lost")
+		h.met["lost"]++
 		return
 	}
 	h.onWay = append(h.onWay, m)
 	if h.pick(10) {
 		h.onWay = append(h.onWay, m)
+		h.met["doubled"]++
 	}
 	if h.pick(10) {
 		h.onWay = append(h.onWay, h.alter(m))
 	}
 	if len(h.onWay) > 12 {
 		h.onWay = h.onWay[1:]
+		h.met["lost"]++
 	}
 }
 
@@ -287,7 +300,9 @@ func (h *history) alter(m message) message {
 	at := h.rng.IntN(len(env))
 	if h.pick(3) {
 		m.broken = slices.Clone(env[:at])
+		h.met["cut"]++
 	} else {
+		h.met["altered"]++
 		m.broken = slices.Clone(env)
 		m.broken[at] ^= 1 << h.rng.IntN(8)
 	}

@@ -50,6 +50,11 @@ func (v *view) takeState(s *list, at reading) bool {
 	v.expire(at)
 	v.openAll(at)
 	v.closeUnlisted(s)
+	for _, p := range s.buried {
+		if v.find(p.id) == nil && v.grave(p.id) == nil {
+			v.graves = append(v.graves, grave{p, causeFrom(s.ended[p.id])})
+		}
+	}
 	v.expire(at)
 	return true
 }
@@ -133,9 +138,12 @@ func (v *view) open(w *window, at reading) bool {
 		if before == nil {
 			return false
 		}
-		start = before.start
+		start, w.used = before.start, before.used
 	}
 	w.open, w.start, w.end = true, start, min(start+p.duration, p.hard)
+	if w.waiting = p.firstUse && p.follows == ""; w.waiting {
+		w.end = p.latest
+	}
 	w.deadline = at.boot + w.end - v.now
 	v.started = append(v.started, p.id)
 	if p.follows != "" {
@@ -163,14 +171,33 @@ func (v *view) closeUnlisted(s *list) {
 		if !w.open && !said {
 			continue
 		}
-		switch cause {
-		case curfewv1.EndCause_END_CAUSE_EXPIRED, curfewv1.EndCause_END_CAUSE_REVOKED,
-			curfewv1.EndCause_END_CAUSE_DONE:
-		default:
-			cause = curfewv1.EndCause_END_CAUSE_WITHDRAWN
-		}
-		v.bury(w.paper, cause)
+		v.bury(w.paper, causeFrom(cause))
 	}
+}
+
+// causeFrom is what a host makes of a state's word.
+func causeFrom(said curfewv1.EndCause) curfewv1.EndCause {
+	switch said {
+	case curfewv1.EndCause_END_CAUSE_EXPIRED, curfewv1.EndCause_END_CAUSE_REVOKED,
+		curfewv1.EndCause_END_CAUSE_DONE, curfewv1.EndCause_END_CAUSE_USED:
+		return said
+	default:
+		return curfewv1.EndCause_END_CAUSE_WITHDRAWN
+	}
+}
+
+// use lets somebody in: the clock of what waited for that starts, and a single use is spent.
+func (v *view) use(p *paper, at reading) bool {
+	w := v.find(p.id)
+	if w == nil || !w.open || v.closed(*w, at) || w.used {
+		return false
+	}
+	if w.waiting {
+		w.waiting, w.start, w.end = false, v.now, min(v.now+p.duration, p.hard)
+		w.deadline = at.boot + w.end - v.now
+	}
+	w.used = p.single
+	return true
 }
 
 func (v *view) expire(at reading) {

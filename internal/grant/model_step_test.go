@@ -25,8 +25,10 @@ func (h *history) step() error {
 		err = h.heartbeat()
 	case n < 60:
 		err = h.deliver()
-	case n < 63:
+	case n < 62:
 		h.trust()
+	case n < 66:
+		err = h.use()
 	case n < 80:
 		h.pass()
 	case n < 88:
@@ -146,6 +148,45 @@ func (h *history) tick() error {
 	return nil
 }
 
+// use lets somebody in under a grant, or has the session of one that was for a single use end.
+func (h *history) use() error {
+	clock, at := h.read()
+	live := h.ledger.Clone().Live(clock)
+	if len(live) == 0 {
+		return nil
+	}
+	l := live[h.rng.IntN(len(live))]
+	p := h.all[slices.IndexFunc(h.all, func(p *paper) bool { return p.realID == l.ID })]
+	next := h.ledger.Clone()
+	if l.Used && h.pick(2) {
+		facts := append(slices.Clip(h.facts), fact{kind: factUsed, at: at, used: p})
+		change := next.EndUsed(l.ID)
+		h.say("the session of %s ends", p.name)
+		if err := sameChange(change, h.model(facts), true); err != nil {
+			return fmt.Errorf("the end of a session: %w", err)
+		}
+		h.ledger, h.facts = next, facts
+		h.watch.used(change)
+		h.save()
+		return nil
+	}
+	err := next.Use(l.ID, clock)
+	if err == nil {
+		err = next.Start(l.ID, clock)
+	}
+	facts := append(slices.Clip(h.facts), fact{kind: factUse, at: at, used: p})
+	h.say("somebody gets in by %s: %v", p.name, err)
+	if v := h.model(facts); v.accepted != (err == nil) {
+		return fmt.Errorf("use of %s: the model says %v, the ledger %v", p.name, v.accepted, err)
+	}
+	if err == nil {
+		h.ledger, h.facts = next, facts
+		h.watch.began(h, l)
+		h.save()
+	}
+	return nil
+}
+
 // deliver hands over any one of the messages on their way.
 func (h *history) deliver() error {
 	if len(h.onWay) == 0 {
@@ -154,6 +195,9 @@ func (h *history) deliver() error {
 	i := 0
 	if h.pick(5) {
 		i = h.rng.IntN(len(h.onWay))
+	}
+	if i > 0 {
+		h.met["overtaken"]++
 	}
 	m := h.onWay[i]
 	h.onWay = slices.Delete(slices.Clone(h.onWay), i, i+1)
@@ -339,7 +383,8 @@ func sameLive(live []grant.Live, want []window) error {
 				l.Terms.GetRequestId())
 		}
 		w := want[i]
-		if l.Start.UnixMilli() != w.start || l.End.UnixMilli() != w.end ||
+		if l.Start.UnixMilli() != w.start || l.End.UnixMilli() != w.end || l.Unused != w.waiting ||
+			l.Used != w.used ||
 			l.BootDeadline.Milliseconds() != w.deadline {
 			return fmt.Errorf("%s is open %d to %d, boot %d; the model says %d to %d, boot %d",
 				w.paper.name, l.Start.UnixMilli(), l.End.UnixMilli(), l.BootDeadline.Milliseconds(),

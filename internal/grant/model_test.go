@@ -34,6 +34,8 @@ const (
 	factTrust
 	factNonce
 	factRestart // the process was restarted: unanswered nonces are forgotten
+	factUse     // somebody got in under a grant
+	factUsed    // and left
 )
 
 // fact is one thing that happened to the host.
@@ -44,6 +46,7 @@ type fact struct {
 	list  *list
 	trust *trustPaper
 	nonce string
+	used  *paper
 }
 
 // paper is a sealed grant, as the model sees it.
@@ -61,6 +64,7 @@ type paper struct {
 	env                              []byte
 	realID                           grant.ID
 	foreign                          bool // its real id is of another host
+	firstUse, single                 bool
 	group                            string
 	authorizedApprover               string // an approver whose key the terms log in with
 	name                             string
@@ -72,6 +76,7 @@ type list struct {
 	epoch, sequence uint64
 	live            []*paper // sorted by real id
 	ended           map[string]curfewv1.EndCause
+	buried          []*paper // those of ended whose hard end it says
 	issued, lease   int64
 	nonce           string
 	trail           int
@@ -96,6 +101,8 @@ type trustPaper struct {
 type window struct {
 	paper    *paper
 	open     bool
+	waiting  bool // for its first use
+	used     bool
 	start    int64
 	end      int64
 	deadline int64 // on the boot clock
@@ -172,6 +179,13 @@ func recompute(host string, first *trustPaper, facts []fact) *view {
 			v.nonces = v.nonces[max(0, len(v.nonces)-modelNonces):]
 		case factRestart:
 			v.nonces = nil
+		case factUse:
+			v.look(f.at)
+			v.accepted = v.use(f.used, f.at)
+		case factUsed:
+			if w := v.find(f.used.id); w != nil && w.used {
+				v.bury(f.used, curfewv1.EndCause_END_CAUSE_USED)
+			}
 		}
 	}
 	return v
@@ -241,7 +255,8 @@ func (v *view) mayStart(p *paper) bool {
 func (v *view) followed(p *paper, at reading) *window {
 	for i := range v.held {
 		w := &v.held[i]
-		if w.paper.digest == p.follows && w.open && !v.closed(*w, at) &&
+		if w.paper.digest == p.follows && w.open && !w.waiting && !v.closed(*w, at) &&
+			w.paper.single == p.single &&
 			w.paper.request == p.request && w.paper.login == p.login && w.paper.uid == p.uid &&
 			w.paper.requester == p.requester && w.paper.revision < p.revision {
 			return w

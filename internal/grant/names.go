@@ -116,6 +116,18 @@ func checkName(what, s string, limit int, rule string, ok func(int, byte) bool) 
 func isLower(c byte) bool { return c >= 'a' && c <= 'z' }
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 
+// Clip cuts s to at most limit bytes, never inside a character: half of one is no text, and no message
+// takes it.
+func Clip(s string, limit int) string {
+	if len(s) <= limit {
+		return s
+	}
+	for limit > 0 && !utf8.RuneStart(s[limit]) {
+		limit--
+	}
+	return s[:limit]
+}
+
 // VisibleText returns s with everything that could steer a terminal or hide text made visible:
 // control characters, bidirectional, zero-width and other invisible characters and broken UTF-8
 // become \x.. or \u.... escapes. The result is one line.

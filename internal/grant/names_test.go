@@ -132,6 +132,18 @@ func TestReasons(t *testing.T) {
 	}
 }
 
+// A text that is cut stays text, wherever the limit falls.
+func TestClipCutsBetweenCharacters(t *testing.T) {
+	const text = "aйあ𝄞e\u0301"
+	for limit := range len(text) + 2 {
+		got := grant.Clip(text, limit)
+		if !strings.HasPrefix(text, got) || !utf8.ValidString(got) || len(got) > limit ||
+			len(got) < min(limit, len(text))-3 {
+			t.Errorf("cut to %d bytes it is %q", limit, got)
+		}
+	}
+}
+
 func TestVisibleText(t *testing.T) {
 	for in, want := range map[string]string{
 		"plain, ümlaut 語 👍":   "plain, ümlaut 語 👍",

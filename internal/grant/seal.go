@@ -169,7 +169,18 @@ var canonical = proto.MarshalOptions{Deterministic: true}
 // unmarshalCanonical parses data and demands that it is exactly our own encoding of what it parsed
 // to: unknown fields, doubled fields and trailing bytes all differ.
 func unmarshalCanonical(data []byte, m proto.Message) error {
-	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(data, m); err != nil {
+	return unmarshalSame(data, m, proto.UnmarshalOptions{DiscardUnknown: true})
+}
+
+// unmarshalReport is unmarshalCanonical for what opens nothing: a host of the next version may say
+// more than is understood here (PROTOCOL.md section 9). New fields have higher numbers, so what is
+// not known stands at the end, where our own encoding puts it too.
+func unmarshalReport(data []byte, m proto.Message) error {
+	return unmarshalSame(data, m, proto.UnmarshalOptions{})
+}
+
+func unmarshalSame(data []byte, m proto.Message, how proto.UnmarshalOptions) error {
+	if err := how.Unmarshal(data, m); err != nil {
 		return fmt.Errorf("%w: %v", ErrMalformed, err)
 	}
 	again, err := canonical.Marshal(m)
@@ -210,7 +221,7 @@ func OpenHostMessage(
 		return nil, fmt.Errorf("host message: %w", ErrSignature)
 	}
 	m := new(curfewv1.HostMessage)
-	if err := unmarshalCanonical(s.GetBody(), m); err != nil {
+	if err := unmarshalReport(s.GetBody(), m); err != nil {
 		return nil, fmt.Errorf("host message: %w", err)
 	}
 	return m, nil

@@ -77,3 +77,9 @@ func checkCanonicalKey(line string) error {
 	}
 	return nil
 }
+
+// IsSecurityKey tells whether an SSH key is kept on a FIDO2 device (PROTOCOL.u2f).
+func IsSecurityKey(line string) bool {
+	kind, _, _ := strings.Cut(line, " ")
+	return kind == ssh.KeyAlgoSKED25519 || kind == ssh.KeyAlgoSKECDSA256
+}

@@ -92,6 +92,25 @@ func checkStateFields(s *curfewv1.HostState) error {
 	if err := checkSortedIDs(ended); err != nil {
 		return fmt.Errorf("ended grants: %w", err)
 	}
+	return checkRollout(s.GetRollout())
+}
+
+func checkRollout(r *curfewv1.Rollout) error {
+	if r == nil {
+		return nil
+	}
+	if err := CheckRequestID(r.GetId()); err != nil { // the same form
+		return fmt.Errorf("rollout: %w", err)
+	}
+	switch r.GetWish() {
+	case curfewv1.RolloutWish_ROLLOUT_WISH_TRY, curfewv1.RolloutWish_ROLLOUT_WISH_KEEP,
+		curfewv1.RolloutWish_ROLLOUT_WISH_RETURN:
+	default:
+		return fmt.Errorf("rollout: unknown wish %d", r.GetWish())
+	}
+	if r.GetAttempt() == 0 {
+		return errors.New("rollout: attempts are numbered from 1")
+	}
 	return nil
 }
 

@@ -21,6 +21,9 @@ func TestStatesRefuseWhatIsNotSound(t *testing.T) {
 		s := w.HostState(granttest.Noon(), make([]byte, 16), a, b)
 		s.Ended = []*curfewv1.Ended{{GrantId: bytes.Repeat([]byte{3}, 32)}}
 		s.TrailCount, s.TrailHead = 1, make([]byte, 32)
+		s.Rollout = &curfewv1.Rollout{
+			Id: "rollout00001", Attempt: 1, Wish: curfewv1.RolloutWish_ROLLOUT_WISH_KEEP,
+		}
 		return s
 	}
 	opened, err := grant.OpenState(granttest.SealState(sound(), w.Issuer), w.Trust.Issuers())
@@ -55,6 +58,10 @@ func TestStatesRefuseWhatIsNotSound(t *testing.T) {
 		"ended twice":           func(s *curfewv1.HostState) { s.Ended = repeat(s.Ended[0], 2) },
 		"ended nil":             func(s *curfewv1.HostState) { s.Ended = []*curfewv1.Ended{nil} },
 		"ended by whom":         func(s *curfewv1.HostState) { s.Ended[0].By = strings.Repeat("x", 256) },
+		"rollout without id":    func(s *curfewv1.HostState) { s.Rollout.Id = "" },
+		"rollout without wish":  func(s *curfewv1.HostState) { s.Rollout.Wish = 0 },
+		"rollout's wish":        func(s *curfewv1.HostState) { s.Rollout.Wish = 4 },
+		"rollout's attempt":     func(s *curfewv1.HostState) { s.Rollout.Attempt = 0 },
 	} {
 		s := sound()
 		bad(s)

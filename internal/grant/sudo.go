@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
@@ -34,6 +35,11 @@ func CheckSudoRule(r *curfewv1.SudoRule) error {
 		}
 		if r.GetContained() {
 			return errors.New("sudo rule: ALL cannot be contained; it is root-equivalent")
+		}
+		// It means every target too, so it must not read as a lesser one to approvers.
+		if r.GetRunAs() != "root" {
+			return fmt.Errorf("sudo rule: ALL as %s: ALL is every command as any user; "+
+				"write it as root", r.GetRunAs())
 		}
 		return nil
 	}
@@ -122,15 +128,27 @@ func RuleRootEquivalent(r *curfewv1.SudoRule) bool {
 	return r.GetAll() || r.GetAnyArgs() || !r.GetContained()
 }
 
-// RootEquivalent tells whether any of the rules is root-equivalent.
-func RootEquivalent(rules []*curfewv1.SudoRule) bool {
-	for _, r := range rules {
-		if RuleRootEquivalent(r) {
-			return true
-		}
-	}
-	return false
+// RootEquivalent tells whether any of the rules or groups is root-equivalent.
+func RootEquivalent(rules []*curfewv1.SudoRule, groups []string) bool {
+	return slices.ContainsFunc(rules, RuleRootEquivalent) ||
+		slices.ContainsFunc(groups, GroupRootEquivalent)
 }
+
+// rootGroups are the groups whose members have root whenever they like, on the systems that have
+// them: by the sudoers that ship with the system (admin, google-sudoers, sudo, wheel); by a daemon
+// that mounts the host's files for whoever may ask it (docker, incus-admin, libvirt, lxd, podman); by
+// the disk or the memory under the files (disk, kmem); by everybody's password hashes (shadow); or
+// by programs that root will run (staff writes to /usr/local on Debian). Google's OS Login gave
+// everybody such groups, and with them root (CVE-2020-8907, CVE-2020-8933).
+var rootGroups = map[string]bool{
+	"admin": true, "disk": true, "docker": true, "google-sudoers": true, "incus-admin": true,
+	"kmem": true, "libvirt": true, "lxd": true, "podman": true, "root": true, "shadow": true,
+	"staff": true, "sudo": true, "wheel": true,
+}
+
+// GroupRootEquivalent tells whether a Unix group of this name must be treated as giving all of root.
+// A host knows what its groups are good for, and names those that may be given at all.
+func GroupRootEquivalent(name string) bool { return rootGroups[name] }
 
 // RuleText says a rule the way people write it: "root: /usr/bin/systemctl restart nginx.service".
 func RuleText(r *curfewv1.SudoRule) string {

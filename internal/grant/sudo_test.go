@@ -81,6 +81,7 @@ func TestSudoRulesRefuseContradictions(t *testing.T) {
 		"all with a command":   {RunAs: "root", All: true, Command: "/bin/id"},
 		"all with arguments":   {RunAs: "root", All: true, Args: []string{"x"}},
 		"all with any":         {RunAs: "root", All: true, AnyArgs: true},
+		"all as a lesser one":  {RunAs: "www-data", All: true},
 		"all contained":        {RunAs: "root", All: true, Contained: true},
 		"any and exact":        {RunAs: "root", Command: "/bin/id", AnyArgs: true, Args: []string{"x"}},
 		"any contained":        {RunAs: "root", Command: "/bin/id", AnyArgs: true, Contained: true},
@@ -118,12 +119,26 @@ func TestRootEquivalence(t *testing.T) {
 			t.Errorf("%s: root-equivalent %v", grant.RuleText(c.r), got)
 		}
 		both := []*rule{{RunAs: "root", Command: "/bin/true", Contained: true}, c.r}
-		if got := grant.RootEquivalent(both); got != c.want {
+		if got := grant.RootEquivalent(both, []string{"web", "adm"}); got != c.want {
 			t.Errorf("%s beside a contained one: root-equivalent %v", grant.RuleText(c.r), got)
 		}
 	}
-	if grant.RootEquivalent(nil) {
+	if grant.RootEquivalent(nil, nil) {
 		t.Error("no rule is root-equivalent")
+	}
+	contained := []*rule{{RunAs: "root", Command: "/bin/true", Contained: true}}
+	for _, g := range []string{
+		"admin", "disk", "docker", "google-sudoers", "incus-admin", "kmem", "libvirt", "lxd", "podman",
+		"root", "shadow", "staff", "sudo", "wheel",
+	} {
+		if !grant.GroupRootEquivalent(g) || !grant.RootEquivalent(contained, []string{"a", g, "z"}) {
+			t.Errorf("group %s does not count as root-equivalent", g)
+		}
+	}
+	for _, g := range []string{"web", "adm", "kvm", "systemd-journal", "dockers", "sud", ""} {
+		if grant.GroupRootEquivalent(g) {
+			t.Errorf("group %s counts as root-equivalent", g)
+		}
 	}
 }
 

@@ -18,6 +18,7 @@ const (
 	MaxGroups     = 16
 	MaxSSHKeys    = 16
 	MaxApprovals  = 16
+	MaxWindows    = 64
 	MaxDuration   = 30 * 24 * time.Hour
 	MinDuration   = time.Second
 	maxAhead      = 400 * 24 * time.Hour // hard_end after start_earliest
@@ -50,6 +51,7 @@ func ParseTerms(raw []byte) (*curfewv1.Terms, error) {
 func CheckTerms(t *curfewv1.Terms) error {
 	for _, check := range []func(*curfewv1.Terms) error{
 		checkTermsNames, checkTermsHosts, checkTermsRights, checkTermsTimes, checkTermsHashes,
+		checkTermsForms,
 	} {
 		if err := check(t); err != nil {
 			return fmt.Errorf("%w: terms: %w", ErrMalformed, err)
@@ -65,9 +67,6 @@ func checkTermsNames(t *curfewv1.Terms) error {
 	if t.GetRevision() == 0 {
 		return errors.New("revision is zero")
 	}
-	if n := t.GetApprovalsNeeded(); n == 0 || n > MaxApprovals {
-		return fmt.Errorf("%d approvals needed: want 1 to %d", n, MaxApprovals)
-	}
 	if t.GetLogin() == "root" || t.GetUid() < firstLoginUID || t.GetUid() > 1<<31-2 {
 		return fmt.Errorf("login %q with uid %d: want a person's login and uid",
 			VisibleText(t.GetLogin()), t.GetUid())
@@ -75,8 +74,27 @@ func checkTermsNames(t *curfewv1.Terms) error {
 	return errors.Join(
 		CheckOrganisation(t.GetOrganisation()), CheckRequestID(t.GetRequestId()),
 		CheckUserName(t.GetRequester()), CheckRoleName(t.GetRole()),
-		CheckUserName(t.GetLogin()), CheckGroupName(t.GetApproverGroup()),
+		CheckUserName(t.GetLogin()), checkTermsNeeds(t),
 	)
+}
+
+// checkTermsNeeds: either a standing rule opens the terms, or people have to agree.
+func checkTermsNeeds(t *curfewv1.Terms) error {
+	if t.GetStandingRule() != "" {
+		if t.GetApproverGroup() != "" || t.GetApprovalsNeeded() != 0 || len(t.GetAlsoNeeded()) != 0 {
+			return errors.New("they name a standing rule and need approvals")
+		}
+		return CheckRoleName(t.GetStandingRule())
+	}
+	if t.GetEmergency() {
+		return errors.New("an emergency without a standing rule for it")
+	}
+	for i, n := range t.GetAlsoNeeded() {
+		if i > 0 && t.GetAlsoNeeded()[i-1].GetGroup() >= n.GetGroup() {
+			return errors.New("needs are not sorted, or one stands twice")
+		}
+	}
+	return CheckNeeds(NeedsOf(t))
 }
 
 func checkTermsHosts(t *curfewv1.Terms) error {
@@ -110,8 +128,8 @@ func checkTermsRights(t *curfewv1.Terms) error {
 			return err
 		}
 	}
-	if t.GetRootEquivalent() != RootEquivalent(t.GetSudoRules()) {
-		return errors.New("the root-equivalent label does not agree with the sudo rules")
+	if t.GetRootEquivalent() != RootEquivalent(t.GetSudoRules(), t.GetGroups()) {
+		return errors.New("the root-equivalent label does not agree with the sudo rules and groups")
 	}
 	for i, g := range t.GetGroups() {
 		if err := CheckUnixGroup(g); err != nil {
@@ -130,8 +148,9 @@ func checkTermsRights(t *curfewv1.Terms) error {
 }
 
 func checkTermsTimes(t *curfewv1.Terms) error {
-	if t.GetStartMode() != curfewv1.StartMode_START_MODE_CONFIRMATION {
-		return fmt.Errorf("start mode %s is not supported", t.GetStartMode())
+	if m := t.GetStartMode(); m != curfewv1.StartMode_START_MODE_CONFIRMATION &&
+		m != curfewv1.StartMode_START_MODE_FIRST_USE {
+		return fmt.Errorf("start mode %s is not supported", m)
 	}
 	d := Duration(t)
 	earliest, latest, hard := t.GetStartEarliestMs(), t.GetStartLatestMs(), t.GetHardEndMs()
@@ -161,6 +180,77 @@ func checkTermsHashes(t *curfewv1.Terms) error {
 	return nil
 }
 
+// checkTermsForms demands that the forms of a grant go together.
+func checkTermsForms(t *curfewv1.Terms) error {
+	firstUse := t.GetStartMode() == curfewv1.StartMode_START_MODE_FIRST_USE
+	switch {
+	case t.GetSingleUse() && !t.GetAllowLogin():
+		return errors.New("a single use of a login that they do not give")
+	case len(t.GetWindows()) == 0:
+		return nil
+	case len(t.GetFollows()) > 0:
+		return errors.New("terms with a list of windows extend nothing")
+	case firstUse:
+		return errors.New("terms with a list of windows start with each of them")
+	}
+	return checkWindows(t)
+}
+
+// checkWindows demands windows in order, and times that say the same as they do.
+func checkWindows(t *curfewv1.Terms) error {
+	w := t.GetWindows()
+	if len(w) > MaxWindows {
+		return fmt.Errorf("%d windows; at most %d", len(w), MaxWindows)
+	}
+	var longest int64
+	for i, span := range w {
+		length := span.GetEndMs() - span.GetStartMs()
+		if span.GetStartMs() <= 0 || length < MinDuration.Milliseconds() ||
+			length > MaxDuration.Milliseconds() {
+			return fmt.Errorf("window %d of %d ms: want %s to %s", i+1, length, MinDuration, MaxDuration)
+		}
+		if i > 0 && span.GetStartMs() < w[i-1].GetEndMs() {
+			return fmt.Errorf("window %d begins before the one before it ends", i+1)
+		}
+		longest = max(longest, length)
+	}
+	end := w[len(w)-1].GetEndMs()
+	if t.GetDurationMs() != longest || t.GetStartEarliestMs() != w[0].GetStartMs() ||
+		t.GetStartLatestMs() != end-1 || t.GetHardEndMs() != end {
+		return errors.New("duration, start or hard end do not fit the windows")
+	}
+	return nil
+}
+
+// window is when one grant may open and how long it lasts.
+type window struct {
+	earliest, latest, hard int64
+	// duration bounds it from its start; a window of a list lasts to its hard end.
+	duration int64
+}
+
+// windowOf returns window i of terms, from 1; 0 is that of terms which have only one.
+func windowOf(t *curfewv1.Terms, i uint32) (window, error) {
+	n := uint32(len(t.GetWindows()))
+	switch {
+	case i > n || i == 0 && n > 0:
+		return window{}, fmt.Errorf("window %d of terms with %d", i, n)
+	case i == 0:
+		return window{
+			earliest: t.GetStartEarliestMs(), latest: t.GetStartLatestMs(), hard: t.GetHardEndMs(),
+			duration: t.GetDurationMs(),
+		}, nil
+	}
+	span := t.GetWindows()[i-1]
+	return window{
+		earliest: span.GetStartMs(), latest: span.GetEndMs() - 1, hard: span.GetEndMs(),
+		duration: span.GetEndMs(),
+	}, nil
+}
+
+// end is when a window that was started then is over.
+func (w window) end(startMS int64) int64 { return min(startMS+w.duration, w.hard) }
+
 // Duration of the window that the terms give.
 func Duration(t *curfewv1.Terms) time.Duration {
 	return time.Duration(t.GetDurationMs()) * time.Millisecond
@@ -183,6 +273,19 @@ func NamesHost(t *curfewv1.Terms, host HostID) bool {
 		}
 	}
 	return false
+}
+
+// HostsOf are the ids of the hosts that terms name.
+func HostsOf(t *curfewv1.Terms) ([]HostID, error) {
+	hosts := make([]HostID, 0, len(t.GetHosts()))
+	for _, h := range t.GetHosts() {
+		id, err := HostIDFromBytes(h.GetId())
+		if err != nil {
+			return nil, err
+		}
+		hosts = append(hosts, id)
+	}
+	return hosts, nil
 }
 
 // SealGrant checks a grant and seals it with the issuer's key.
@@ -241,6 +344,9 @@ func checkGrant(g *curfewv1.Grant) (*curfewv1.Terms, error) {
 	}
 	if !NamesHost(t, host) {
 		return nil, fmt.Errorf("%w: grant for a host that its terms do not name", ErrMalformed)
+	}
+	if _, err := windowOf(t, g.GetWindow()); err != nil {
+		return nil, fmt.Errorf("%w: grant: %w", ErrMalformed, err)
 	}
 	return t, nil
 }

@@ -77,6 +77,7 @@ func TestTermsRefuseWhatIsNotSound(t *testing.T) {
 		"65 rules":               func(x *curfewv1.Terms) { x.SudoRules = repeat(x.SudoRules[0], 65) },
 		"label denies root":      func(x *curfewv1.Terms) { x.SudoRules[0].Contained = false },
 		"label denies ALL":       func(x *curfewv1.Terms) { x.SudoRules[0] = &curfewv1.SudoRule{RunAs: "root", All: true} },
+		"label denies docker":    func(x *curfewv1.Terms) { x.Groups = []string{"adm", "docker"} },
 		"label claims root":      func(x *curfewv1.Terms) { x.RootEquivalent = true },
 		"key with options":       func(x *curfewv1.Terms) { x.AuthorizedKeys[0] = `command="sh" ` + x.AuthorizedKeys[0] },
 		"key with comment":       func(x *curfewv1.Terms) { x.AuthorizedKeys[0] += " alice" },

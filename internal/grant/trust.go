@@ -7,10 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
-
-	"github.com/curfew-access/curfew/internal/sshsig"
-	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
 // Limits on the trust file.
@@ -19,6 +15,10 @@ const (
 	maxIssuerKeys = 8
 	maxApprovers  = 2000
 	maxQuorums    = 500
+	maxStanding   = 200
+	maxRequesters = 10000
+	maxManaged    = 10000 // requesters with a manager
+	maxQuorumHost = 5000  // hosts that one quorum or standing rule names
 )
 
 // Key is an Ed25519 public key; in JSON it is standard base64.
@@ -47,13 +47,10 @@ type Approver struct {
 	Name    string   `json:"name"`
 	Groups  []string `json:"groups"`
 	SSHKeys []string `json:"ssh_keys"`
-}
-
-// Quorum says how many approvers of which group a role needs. A role without one is never granted.
-type Quorum struct {
-	Role      string `json:"role"`
-	Group     string `json:"group"`
-	Approvals uint32 `json:"approvals"`
+	// Manages are the requesters for whom this person counts as group "manager".
+	Manages []string `json:"manages,omitempty"`
+	// VerifyRequired: only FIDO2 signatures count that say that the user was verified.
+	VerifyRequired bool `json:"verify_required,omitempty"`
 }
 
 // Trust is the file that a host obeys: whose signatures mean what. It is read-only once opened.
@@ -66,6 +63,9 @@ type Trust struct {
 	IssuerKeys    []Key      `json:"issuer_keys"`
 	Approvers     []Approver `json:"approvers"`
 	Quorums       []Quorum   `json:"quorums"`
+	// Standing rules open grants without approvals, for Requesters only.
+	Standing   []Standing  `json:"standing,omitempty"`
+	Requesters []Requester `json:"requesters,omitempty"`
 }
 
 // Issuers returns the keys whose grants and host states count.
@@ -87,16 +87,6 @@ func (t *Trust) Approver(name string) *Approver {
 		}
 	}
 	return nil
-}
-
-// Quorum returns what a role needs.
-func (t *Trust) Quorum(role string) (Quorum, bool) {
-	for _, q := range t.Quorums {
-		if q.Role == role {
-			return q, true
-		}
-	}
-	return Quorum{}, false
 }
 
 // MarshalTrust checks a trust file and returns the canonical JSON that root keys sign.
@@ -201,7 +191,7 @@ func (t *Trust) check() error {
 	if err := t.checkApprovers(); err != nil {
 		return err
 	}
-	return t.checkQuorums()
+	return errors.Join(t.checkQuorums(), t.checkStanding(), t.checkRequesters())
 }
 
 func distinctKeys(what string, keys []Key, limit int) error {
@@ -225,7 +215,18 @@ func (t *Trust) checkApprovers() error {
 	}
 	owner := make(map[string]string)
 	names := make(map[string]bool)
+	manager := make(map[string]string)
 	for _, a := range t.Approvers {
+		for _, who := range a.Manages {
+			if err := CheckUserName(who); err != nil {
+				return fmt.Errorf("approver %s manages: %w", a.Name, err)
+			}
+			if other, has := manager[who]; has || len(manager) >= maxManaged || who == a.Name {
+				return fmt.Errorf("approvers %s and %s both manage %s, or there are more than %d",
+					other, a.Name, who, maxManaged)
+			}
+			manager[who] = a.Name
+		}
 		if err := CheckUserName(a.Name); err != nil {
 			return fmt.Errorf("approver: %w", err)
 		}
@@ -247,83 +248,6 @@ func (t *Trust) checkApprovers() error {
 			}
 			owner[k] = a.Name
 		}
-	}
-	return nil
-}
-
-func (t *Trust) checkQuorums() error {
-	if len(t.Quorums) > maxQuorums {
-		return fmt.Errorf("%d quorums; at most %d", len(t.Quorums), maxQuorums)
-	}
-	seen := make(map[string]bool)
-	for _, q := range t.Quorums {
-		if err := errors.Join(CheckRoleName(q.Role), CheckGroupName(q.Group)); err != nil {
-			return fmt.Errorf("quorum: %w", err)
-		}
-		if q.Approvals == 0 || q.Approvals > MaxApprovals || seen[q.Role] {
-			return fmt.Errorf("quorum of role %s: %d approvals, or the role stands twice",
-				q.Role, q.Approvals)
-		}
-		seen[q.Role] = true
-	}
-	return nil
-}
-
-// VerifyApproval checks one approval over the exact bytes of the terms: a known person, not the
-// requester, of the group that the role's quorum names, by one of that person's own keys.
-func VerifyApproval(t *Trust, terms *curfewv1.Terms, raw []byte, a *curfewv1.Approval) error {
-	q, ok := t.Quorum(terms.GetRole())
-	if !ok {
-		return fmt.Errorf("role %s has no quorum in trust file version %d", terms.GetRole(), t.Version)
-	}
-	person := t.Approver(a.GetApprover())
-	switch {
-	case a.GetApprover() == terms.GetRequester() || a.GetApprover() == terms.GetLogin():
-		return fmt.Errorf("%s cannot approve their own request", VisibleText(a.GetApprover()))
-	case person == nil:
-		return fmt.Errorf("%s is not an approver", VisibleText(a.GetApprover()))
-	case !slices.Contains(person.Groups, q.Group):
-		return fmt.Errorf("%s is not in group %s, whose approval role %s needs",
-			person.Name, q.Group, q.Role)
-	}
-	key, err := sshsig.Verify(a.GetSshsig(), sshsig.NamespaceApprove, raw)
-	if err != nil {
-		return fmt.Errorf("approval of %s: %w", person.Name, err)
-	}
-	if !slices.Contains(person.SSHKeys, SSHKeyText(key)) {
-		return fmt.Errorf("approval of %s is signed by a key that is not theirs", person.Name)
-	}
-	// A second account of the requester's is the requester: who logs in with the key holds it.
-	if slices.Contains(terms.GetAuthorizedKeys(), SSHKeyText(key)) {
-		return fmt.Errorf("approval of %s is signed by a key of %s, who asks",
-			person.Name, terms.GetRequester())
-	}
-	return nil
-}
-
-// CheckQuorum demands valid approvals of as many distinct people as the role's quorum and the terms
-// ask for. One bad approval refuses the whole: nobody honest attaches one.
-func CheckQuorum(
-	t *Trust, terms *curfewv1.Terms, raw []byte, approvals []*curfewv1.Approval,
-) error {
-	q, ok := t.Quorum(terms.GetRole())
-	if !ok {
-		return fmt.Errorf("role %s has no quorum in trust file version %d", terms.GetRole(), t.Version)
-	}
-	if q.Group != terms.GetApproverGroup() || terms.GetApprovalsNeeded() < q.Approvals {
-		return fmt.Errorf("terms ask for %d approvals of %s; role %s needs %d of %s",
-			terms.GetApprovalsNeeded(), terms.GetApproverGroup(), q.Role, q.Approvals, q.Group)
-	}
-	people := make(map[string]bool)
-	for _, a := range approvals {
-		if err := VerifyApproval(t, terms, raw, a); err != nil {
-			return err
-		}
-		people[a.GetApprover()] = true
-	}
-	if len(people) < int(terms.GetApprovalsNeeded()) {
-		return fmt.Errorf("approved by %d of %d needed people of group %s",
-			len(people), terms.GetApprovalsNeeded(), q.Group)
 	}
 	return nil
 }

@@ -125,9 +125,44 @@ func TestTrustRefusesWhatIsNotSound(t *testing.T) {
 		},
 		"quorum of nobody": func(x *grant.Trust) { x.Quorums[0].Approvals = 0 },
 		"quorum of 17":     func(x *grant.Trust) { x.Quorums[0].Approvals = 17 },
-		"quorum twice":     func(x *grant.Trust) { x.Quorums[1].Role = x.Quorums[0].Role },
-		"quorum's role":    func(x *grant.Trust) { x.Quorums[0].Role = "" },
-		"quorum's group":   func(x *grant.Trust) { x.Quorums[0].Group = "" },
+		"quorum twice":     func(x *grant.Trust) { x.Quorums[1] = x.Quorums[0] },
+		"quorum of 8 and 9": func(x *grant.Trust) {
+			x.Quorums[0].Approvals, x.Quorums[0].Also = 8, []grant.Need{{Group: "owners", Approvals: 9}}
+		},
+		"a group needed twice": func(x *grant.Trust) {
+			x.Quorums[0].Also = []grant.Need{{Group: granttest.GroupLeads, Approvals: 1}}
+		},
+		"two managers needed": func(x *grant.Trust) {
+			x.Quorums[0].Also = []grant.Need{{Group: grant.GroupManager, Approvals: 2}}
+		},
+		"a requester of two managers": func(x *grant.Trust) {
+			x.Approvers[0].Manages, x.Approvers[1].Manages = []string{"alice"}, []string{"alice"}
+		},
+		"one's own manager":       func(x *grant.Trust) { x.Approvers[0].Manages = []string{"bob"} },
+		"a standing rule twice":   func(x *grant.Trust) { x.Standing = repeat(standing(), 2) },
+		"a standing rule for all": func(x *grant.Trust) { x.Standing = repeat(standing(), 1); x.Standing[0].Groups = nil },
+		"a standing rule for ever": func(x *grant.Trust) {
+			x.Standing = repeat(standing(), 1)
+			x.Standing[0].MaxDurationMS = grant.MaxDuration.Milliseconds() + 1
+		},
+		"a requester twice": func(x *grant.Trust) {
+			x.Requesters = repeat(grant.Requester{Name: "alice", UID: 1900000001}, 2)
+		},
+		"requesters unsorted": func(x *grant.Trust) {
+			x.Requesters = []grant.Requester{{Name: "bob", UID: 1900000002}, {Name: "alice", UID: 1900000001}}
+		},
+		"a uid of two requesters": func(x *grant.Trust) {
+			x.Requesters = []grant.Requester{{Name: "alice", UID: 1900000001}, {Name: "bob", UID: 1900000001}}
+		},
+		"a system uid": func(x *grant.Trust) { x.Requesters = []grant.Requester{{Name: "alice", UID: 33}} },
+		"a key of two requesters": func(x *grant.Trust) {
+			x.Requesters = []grant.Requester{
+				{Name: "alice", UID: 1900000001, SSHKeys: []string{w.Bob.SSHKey}},
+				{Name: "bob", UID: 1900000002, SSHKeys: []string{w.Bob.SSHKey}},
+			}
+		},
+		"quorum's role":  func(x *grant.Trust) { x.Quorums[0].Role = "" },
+		"quorum's group": func(x *grant.Trust) { x.Quorums[0].Group = "" },
 	} {
 		next := granttest.CloneTrust(w.Trust)
 		bad(next)
@@ -214,7 +249,7 @@ func TestTrustWithoutApproversGrantsNothing(t *testing.T) {
 	bare.Approvers = nil
 	terms := w.Terms(granttest.Noon())
 	raw := granttest.Raw(terms)
-	if err := grant.CheckQuorum(bare, terms, raw, nil); err == nil {
+	if err := grant.CheckQuorum(bare, terms, raw, []grant.HostID{w.Host}, nil); err == nil {
 		t.Error("granted without approvers")
 	}
 	if bare.Approver("bob") != nil {

@@ -107,11 +107,13 @@ func HostOf(cert *x509.Certificate) (grant.HostID, error) {
 	return id, nil
 }
 
-// ClientTLS verifies a control plane by its CA, whatever address it is reached at. Add a client
-// certificate where one is needed.
-func ClientTLS(ca *x509.Certificate, now func() time.Time) *tls.Config {
+// ClientTLS verifies a control plane by its CA, or by one of several while it changes, whatever address
+// it is reached at. Add a client certificate where one is needed.
+func ClientTLS(ca *x509.Certificate, now func() time.Time, more ...*x509.Certificate) *tls.Config {
 	roots := x509.NewCertPool()
-	roots.AddCert(ca)
+	for _, cert := range append(more, ca) {
+		roots.AddCert(cert)
+	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, ServerName: ServerName, RootCAs: roots, Time: now,
 	}

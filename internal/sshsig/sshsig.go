@@ -21,6 +21,7 @@ import (
 const (
 	NamespaceApprove = "approve@curfew/v1"
 	NamespaceLogin   = "login@curfew/v1"
+	NamespaceKey     = "key@curfew/v1"
 )
 
 // MaxSize bounds a binary signature; a 16384-bit RSA signature with its key stays below it.
@@ -88,47 +89,73 @@ func signWith(signer ssh.Signer, data []byte) (*ssh.Signature, error) {
 	return rsa.SignWithAlgorithm(rand.Reader, data, ssh.KeyAlgoRSASHA512)
 }
 
+// A Signature is what a verified signature says.
+type Signature struct {
+	// Key made it.
+	Key ssh.PublicKey
+	// UserVerified: a security key says that it checked its user's PIN or fingerprint (WebAuthn's UV
+	// flag, which PROTOCOL.u2f carries). False for all other keys.
+	UserVerified bool
+}
+
+// userVerified is the UV flag of authenticator data (WebAuthn, section 6.1).
+const userVerified = 0x04
+
 // Verify checks sig over message under namespace and returns the key that made it.
 func Verify(sig []byte, namespace string, message []byte) (ssh.PublicKey, error) {
+	s, err := Check(sig, namespace, message)
+	return s.Key, err
+}
+
+// Check checks sig over message under namespace and returns what it says.
+func Check(sig []byte, namespace string, message []byte) (Signature, error) {
+	key, s, err := check(sig, namespace, message)
+	if err != nil {
+		return Signature{}, err
+	}
+	return Signature{Key: key, UserVerified: len(s.Rest) > 0 && s.Rest[0]&userVerified != 0}, nil
+}
+
+func check(sig []byte, namespace string, message []byte) (ssh.PublicKey, *ssh.Signature, error) {
 	if len(sig) > MaxSize {
-		return nil, fmt.Errorf("SSH signature of %d bytes is over the limit of %d", len(sig), MaxSize)
+		return nil, nil, fmt.Errorf("SSH signature of %d bytes is over the limit of %d", len(sig), MaxSize)
 	}
 	rest, ok := bytes.CutPrefix(sig, []byte(magic))
 	if !ok {
-		return nil, errors.New("not an SSH signature: magic missing")
+		return nil, nil, errors.New("not an SSH signature: magic missing")
 	}
 	var b blob
 	if err := ssh.Unmarshal(rest, &b); err != nil {
-		return nil, fmt.Errorf("parsing SSH signature: %w", err)
+		return nil, nil, fmt.Errorf("parsing SSH signature: %w", err)
 	}
 	switch {
 	case b.Version != version:
-		return nil, fmt.Errorf("SSH signature has version %d, want %d", b.Version, version)
+		return nil, nil, fmt.Errorf("SSH signature has version %d, want %d", b.Version, version)
 	case b.Namespace != namespace:
-		return nil, fmt.Errorf("SSH signature is for %q, not for %q", b.Namespace, namespace)
+		return nil, nil, fmt.Errorf("SSH signature is for %q, not for %q", b.Namespace, namespace)
 	case b.Reserved != "":
-		return nil, errors.New("SSH signature has a reserved field set")
+		return nil, nil, errors.New("SSH signature has a reserved field set")
 	case b.Hash != hashName:
-		return nil, fmt.Errorf("SSH signature hashes with %q, want %s", b.Hash, hashName)
+		return nil, nil, fmt.Errorf("SSH signature hashes with %q, want %s", b.Hash, hashName)
 	}
 	key, err := ssh.ParsePublicKey([]byte(b.PublicKey))
 	if err != nil {
-		return nil, fmt.Errorf("parsing the key of an SSH signature: %w", err)
+		return nil, nil, fmt.Errorf("parsing the key of an SSH signature: %w", err)
 	}
 	var s ssh.Signature
 	if err := ssh.Unmarshal([]byte(b.Signature), &s); err != nil {
-		return nil, fmt.Errorf("parsing the signature of an SSH signature: %w", err)
+		return nil, nil, fmt.Errorf("parsing the signature of an SSH signature: %w", err)
 	}
 	if err := checkFormat(key, &s); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if !bytes.Equal(key.Marshal(), []byte(b.PublicKey)) {
-		return nil, errors.New("the key of an SSH signature is not in canonical form")
+		return nil, nil, errors.New("the key of an SSH signature is not in canonical form")
 	}
 	if err := key.Verify(signedData(namespace, message), &s); err != nil {
-		return nil, fmt.Errorf("SSH signature does not verify: %w", err)
+		return nil, nil, fmt.Errorf("SSH signature does not verify: %w", err)
 	}
-	return key, nil
+	return key, &s, nil
 }
 
 // checkFormat refuses SHA-1 RSA signatures, DSA, certificates posing as keys, and bytes after the

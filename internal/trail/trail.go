@@ -26,12 +26,14 @@ const (
 	KindAgentStopped   = "agent.stopped"
 	KindConfigLoaded   = "config.loaded"
 	KindConfigRejected = "config.rejected"
+	KindModeChanged    = "host.mode" // observing, on trial, enforcing
 	KindTrustAccepted  = "trust.accepted"
 	KindTrustRejected  = "trust.rejected"
 	KindStateRejected  = "state.rejected"
 	KindGrantAccepted  = "grant.accepted"
 	KindGrantRejected  = "grant.rejected"
 	KindGrantApplied   = "grant.applied"
+	KindGrantStarted   = "grant.started" // the first use of one that waited for it
 	KindGrantFailed    = "grant.failed"
 	KindGrantEnded     = "grant.ended"
 	KindGrantPurged    = "grant.purged"
@@ -41,15 +43,24 @@ const (
 	KindSudoAllowed    = "sudo.allowed"
 	KindSudoDenied     = "sudo.denied"
 	KindWouldDeny      = "gate.would_deny"
+	KindAccessSeen     = "access.seen" // who used a host that observes
 	KindSessionOpened  = "session.opened"
 	KindSessionClosed  = "session.closed"
 	KindSessionKilled  = "session.killed"
+	KindGrantLeft      = "grant.left_behind"
+	KindProcessKilled  = "process.killed"
+	KindRootManager    = "host.root_manager"
 	KindDriftRepaired  = "drift.repaired"
+	KindLeaseWarning   = "lease.warning"
 	KindLeaseExpired   = "lease.expired"
 	KindLeaseRenewed   = "lease.renewed"
 	KindClockJumped    = "clock.jumped"
 	KindProblem        = "host.problem"
 	KindEventsLost     = "events.lost"
+
+	KindBreakGlassUsed    = "break_glass.used"    // a code opened a local grant
+	KindBreakGlassRefused = "break_glass.refused" // one was tried
+	KindBreakGlassRenewed = "break_glass.renewed" // a new set of codes is in force
 )
 
 // Limits on one event. MaxDetail is in bytes per value.

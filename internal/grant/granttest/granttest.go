@@ -185,14 +185,38 @@ func Raw(t *curfewv1.Terms) []byte {
 // Grant seals terms for the world's host with the approvals of people. Approvals are made as asked,
 // also by people who may not approve.
 func (w *World) Grant(terms *curfewv1.Terms, by ...Person) (grant.ID, []byte) {
+	return w.WindowGrant(terms, 0, by...)
+}
+
+// WindowGrant is Grant for one of the terms' windows, from 1.
+func (w *World) WindowGrant(
+	terms *curfewv1.Terms, window uint32, by ...Person,
+) (grant.ID, []byte) {
 	raw := Raw(terms)
 	g := &curfewv1.Grant{
 		Version: grant.Version, HostId: w.Host[:], Terms: raw, IssuedAtMs: terms.GetStartEarliestMs(),
+		Window: window,
 	}
 	for _, p := range by {
 		g.Approvals = append(g.Approvals, p.Approve(raw))
 	}
-	return grant.IDOf(raw, w.Host), SealGrant(g, w.Issuer)
+	return grant.IDOfWindow(raw, w.Host, window), SealGrant(g, w.Issuer)
+}
+
+// Windows makes terms of a list of windows, each from so long after now to so long after now.
+func Windows(now time.Time, spans ...[2]time.Duration) func(*curfewv1.Terms) {
+	return func(t *curfewv1.Terms) {
+		t.Windows, t.DurationMs = nil, 0
+		for _, s := range spans {
+			t.Windows = append(t.Windows, &curfewv1.Span{
+				StartMs: now.Add(s[0]).UnixMilli(), EndMs: now.Add(s[1]).UnixMilli(),
+			})
+			t.DurationMs = max(t.GetDurationMs(), (s[1] - s[0]).Milliseconds())
+		}
+		last := t.GetWindows()[len(spans)-1].GetEndMs()
+		t.StartEarliestMs, t.StartLatestMs = t.GetWindows()[0].GetStartMs(), last-1
+		t.HardEndMs = last
+	}
 }
 
 // SealGrant seals a grant.
