@@ -9,15 +9,17 @@ import (
 	"io"
 	"net"
 	"reflect"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/curfew-access/curfew/agent/enforce/session/process"
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
 const (
-	maxAdminRequest  = 4 << 10
+	maxAdminRequest  = 512 << 10 // new break-glass codes come sealed to many keys
 	maxAdminAnswer   = 16 << 20
 	adminTimeout     = 5 * time.Second
 	maxAdminsAtATime = 16
@@ -29,9 +31,11 @@ type Status struct {
 	HostID    string          `json:"host_id"`
 	Name      string          `json:"name"`
 	Mode      string          `json:"mode"`
+	TrialEnd  time.Time       `json:"trial_end,omitzero"` // of enforcing, unless it is confirmed
 	Connected bool            `json:"connected"`
 	Refused   string          `json:"refused,omitempty"`
 	MayOpen   string          `json:"may_open,omitempty"` // why nothing new opens
+	LeaseEnd  time.Time       `json:"lease_end,omitzero"` // until when, if nobody is heard
 	Trust     uint64          `json:"trust_version"`
 	Epoch     uint64          `json:"epoch"`
 	Sequence  uint64          `json:"sequence"`
@@ -39,21 +43,38 @@ type Status struct {
 	Grants    []GrantStatus   `json:"grants"`
 	Sessions  []SessionStatus `json:"sessions"`
 	Ending    []string        `json:"ending"`
+	Residue   []ResidueStatus `json:"residue"`
 	Problems  []string        `json:"problems"`
 	Drift     uint64          `json:"drift_repaired"`
+	// BreakGlass is how the host stands with its codes, in words; empty when they are not enabled.
+	BreakGlass string `json:"break_glass,omitempty"`
+	// Rollout is how the host stands with staged rollouts; nil where its file lets none switch it.
+	Rollout *RolloutStatus `json:"rollout,omitempty"`
+}
+
+// RolloutStatus is the newest attempt that the host acted on.
+type RolloutStatus struct {
+	ID      string `json:"id,omitempty"`
+	Attempt uint32 `json:"attempt,omitempty"`
+	Phase   string `json:"phase,omitempty"`
+	Detail  string `json:"detail,omitempty"`
 }
 
 // GrantStatus is one live grant.
 type GrantStatus struct {
-	ID      string    `json:"id"`
-	Request string    `json:"request"`
-	Login   string    `json:"login"`
-	Role    string    `json:"role"`
-	Class   string    `json:"class"`
-	Status  string    `json:"status"`
-	Detail  string    `json:"detail,omitempty"`
-	Start   time.Time `json:"start"`
-	End     time.Time `json:"end"`
+	ID      string `json:"id"`
+	Request string `json:"request"`
+	Login   string `json:"login"`
+	Role    string `json:"role"`
+	// RootEquivalent: whoever holds it can become root.
+	RootEquivalent bool      `json:"root_equivalent"`
+	Class          string    `json:"class"`
+	Status         string    `json:"status"`
+	Detail         string    `json:"detail,omitempty"`
+	Start          time.Time `json:"start"`
+	End            time.Time `json:"end"`
+	// Local: a break-glass code opened it here.
+	Local bool `json:"local,omitempty"`
 }
 
 // SessionStatus is one session.
@@ -69,7 +90,11 @@ type SessionStatus struct {
 }
 
 type adminRequest struct {
-	Verb string `json:"verb"`
+	Verb  string    `json:"verb"`
+	Codes *NewCodes `json:"codes,omitempty"`
+	ForMS int64     `json:"for_ms,omitempty"`
+	// Rollout goes with the verb of that name.
+	Rollout *RolloutStep `json:"rollout,omitempty"`
 }
 
 type adminAnswer struct {
@@ -77,7 +102,7 @@ type adminAnswer struct {
 	Status *Status `json:"status,omitempty"`
 }
 
-// serveAdmin answers curfew-agent status until ctx ends.
+// serveAdmin answers root until ctx ends.
 func (o *owner) serveAdmin(ctx context.Context, l *net.UnixListener) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() }) // wakes Accept
 	defer stop()
@@ -105,12 +130,12 @@ func (o *owner) answerAdmin(ctx context.Context, conn *net.UnixConn) error {
 	if err := conn.SetDeadline(time.Now().Add(adminTimeout)); err != nil {
 		return err
 	}
-	uid, err := peerUID(conn)
+	cred, err := peer(conn)
 	if err != nil {
 		return err
 	}
-	if uid != 0 {
-		return fmt.Errorf("uid %d is not root", uid)
+	if cred.Uid != 0 {
+		return fmt.Errorf("uid %d is not root", cred.Uid)
 	}
 	line, err := bufio.NewReader(io.LimitReader(conn, maxAdminRequest)).ReadBytes('\n')
 	if err != nil {
@@ -121,35 +146,71 @@ func (o *owner) answerAdmin(ctx context.Context, conn *net.UnixConn) error {
 	switch err := json.Unmarshal(line, &question); {
 	case err != nil:
 		answer.Error = "not a line of JSON"
-	case question.Verb != "status":
-		answer.Error = fmt.Sprintf("unknown verb %q; there is: status", question.Verb)
 	default:
 		ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 		defer cancel()
-		if err := o.do(ctx, func(context.Context) { answer.Status = o.describe() }); err != nil {
+		if err := o.do(ctx, func(ctx context.Context) {
+			answer = o.answer(ctx, question, int(cred.Pid))
+		}); err != nil {
 			return err
 		}
 	}
 	return json.NewEncoder(conn).Encode(answer)
 }
 
+// answer answers root, in the person of a process.
+func (o *owner) answer(ctx context.Context, q adminRequest, pid int) adminAnswer {
+	switch {
+	case q.Verb == "status":
+		return adminAnswer{Status: o.describe()}
+	case q.Verb == "break-glass-codes" && q.Codes != nil:
+		return adminAnswer{Error: textOf(o.installCodes(*q.Codes)), Status: o.describe()}
+	case q.Verb == "rollout" && q.Rollout != nil:
+		return adminAnswer{Error: textOf(o.rolloutStep(ctx, *q.Rollout)), Status: o.describe()}
+	}
+	throw, ok := map[string]func(process.Process) error{
+		"enforce-on": func(by process.Process) error {
+			return o.enforceOn(ctx, time.Duration(q.ForMS)*time.Millisecond, Who(by), nil)
+		},
+		"confirm":     func(by process.Process) error { return o.confirm(ctx, by) },
+		"enforce-off": func(by process.Process) error { return o.enforceOff(ctx, by) },
+	}[q.Verb]
+	if !ok {
+		return adminAnswer{Error: fmt.Sprintf("unknown verb %q; there are: status, break-glass-codes, "+
+			"enforce-on, confirm, enforce-off, rollout", q.Verb)}
+	}
+	by, err := process.Read(pid)
+	if err == nil {
+		err = throw(by)
+	}
+	return adminAnswer{Error: textOf(err), Status: o.describe()}
+}
+
 func (o *owner) describe() *Status {
 	s := &Status{
 		Version: o.cfg.Version, HostID: o.ledger.Host().String(), Name: o.welcome,
-		Mode: o.settings.Mode, Connected: o.up.connected(), Refused: o.refused,
+		Mode: o.word(), Connected: o.up.connected(), Refused: o.refused,
 		Trust: o.ledger.TrustVersion(), Epoch: o.ledger.Epoch(), Sequence: o.ledger.Sequence(),
 		Events: o.rec.chain().Count, Problems: o.allProblems(), Drift: o.recon.DriftRepaired(),
 		Grants: []GrantStatus{}, Sessions: []SessionStatus{}, Ending: []string{},
 	}
+	if _, trial := o.mode(); trial != nil {
+		s.TrialEnd = trial.Wall.UTC()
+	}
 	if err := o.mayOpen(); err != nil {
 		s.MayOpen = err.Error()
+	}
+	now := o.cfg.Clock()
+	if end := o.ledger.LeaseEnd(now); end != 0 {
+		s.LeaseEnd = now.Wall.Add(end - now.Boot).UTC()
 	}
 	for _, r := range o.results {
 		terms := r.Live.Terms
 		g := GrantStatus{
 			ID: r.Live.ID.String(), Request: terms.GetRequestId(), Login: terms.GetLogin(),
-			Role: terms.GetRole(), Status: statusText(r.Status), Detail: r.Detail,
-			Start: r.Live.Start.UTC(), End: r.Live.End.UTC(),
+			Role: terms.GetRole(), RootEquivalent: terms.GetRootEquivalent(),
+			Status: statusText(r.Status), Detail: r.Detail,
+			Start: r.Live.Start.UTC(), End: r.Live.End.UTC(), Local: r.Live.Local,
 		}
 		if r.Subject.Class != 0 {
 			g.Class = r.Subject.Class.String()
@@ -163,9 +224,21 @@ func (o *owner) describe() *Status {
 			Commands: m.GetCommands(),
 		})
 	}
-	for id := range o.ending {
-		s.Ending = append(s.Ending, id)
+	for id, e := range o.ending {
+		what := "processes"
+		if e.stage == stageFiles {
+			what = "files"
+		}
+		s.Ending = append(s.Ending, id+" ("+what+")")
 	}
+	slices.Sort(s.Ending)
+	s.BreakGlass = describeCodes(o.codesHealth())
+	if r := o.rolloutReport(); r.GetFollows() {
+		s.Rollout = &RolloutStatus{
+			ID: r.GetId(), Attempt: r.GetAttempt(), Phase: phaseText(r.GetPhase()), Detail: r.GetDetail(),
+		}
+	}
+	s.Residue = append([]ResidueStatus{}, o.left.reports...)
 	return s
 }
 
@@ -181,30 +254,68 @@ func statusText(s curfewv1.GrantStatus) string {
 
 // AskStatus asks the root half that serves the admin socket at path.
 func AskStatus(ctx context.Context, path string) (*Status, error) {
-	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
-	defer cancel()
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("reaching the root half: %w; is curfew-enforce.service running?", err)
-	}
-	defer func() { _ = conn.Close() }() // the answer is in or not
-	if deadline, ok := ctx.Deadline(); ok {
-		if err := conn.SetDeadline(deadline); err != nil {
-			return nil, err
-		}
-	}
-	if _, err := conn.Write([]byte(`{"verb":"status"}` + "\n")); err != nil {
-		return nil, fmt.Errorf("asking the root half: %w", err)
-	}
+	return askAdmin(ctx, path, adminRequest{Verb: "status"})
+}
+
+// InstallCodes puts new break-glass codes in force on the root half that serves the admin socket at path.
+func InstallCodes(ctx context.Context, path string, codes NewCodes) error {
+	_, err := askAdmin(ctx, path, adminRequest{Verb: "break-glass-codes", Codes: &codes})
+	return err
+}
+
+// EnforceOn begins a trial of enforcing on the root half that serves the admin socket at path.
+func EnforceOn(ctx context.Context, path string, lasts time.Duration) (*Status, error) {
+	return askAdmin(ctx, path, adminRequest{Verb: "enforce-on", ForMS: lasts.Milliseconds()})
+}
+
+// ConfirmEnforcing makes a trial last.
+func ConfirmEnforcing(ctx context.Context, path string) (*Status, error) {
+	return askAdmin(ctx, path, adminRequest{Verb: "confirm"})
+}
+
+// TellRollout says how the host takes a rollout's attempt.
+func TellRollout(ctx context.Context, path string, step RolloutStep) (*Status, error) {
+	return askAdmin(ctx, path, adminRequest{Verb: "rollout", Rollout: &step})
+}
+
+// EnforceOff has the root half take in that the switch was thrown: see modeswitch.Dir.Off.
+func EnforceOff(ctx context.Context, path string) (*Status, error) {
+	return askAdmin(ctx, path, adminRequest{Verb: "enforce-off"})
+}
+
+func askAdmin(ctx context.Context, path string, q adminRequest) (*Status, error) {
 	var answer adminAnswer
-	if err := json.NewDecoder(io.LimitReader(conn, maxAdminAnswer)).Decode(&answer); err != nil {
-		return nil, fmt.Errorf("reading the root half's answer: %w", err)
+	if err := ask(ctx, path, adminTimeout, q, &answer); err != nil {
+		return nil, err
 	}
 	if answer.Error != "" || answer.Status == nil {
 		return nil, fmt.Errorf("the root half answers: %s", answer.Error)
 	}
 	return answer.Status, nil
+}
+
+// ask sends one line of JSON to the root half and reads its answer.
+func ask(ctx context.Context, path string, within time.Duration, question, answer any) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", path)
+	if err != nil {
+		return fmt.Errorf("reaching the root half: %w; is curfew-enforce.service running?", err)
+	}
+	defer func() { _ = conn.Close() }() // the answer is in or not
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(deadline); err != nil {
+			return err
+		}
+	}
+	if err := json.NewEncoder(conn).Encode(question); err != nil {
+		return fmt.Errorf("asking the root half: %w", err)
+	}
+	if err := json.NewDecoder(io.LimitReader(conn, maxAdminAnswer)).Decode(answer); err != nil {
+		return fmt.Errorf("reading the root half's answer: %w", err)
+	}
+	return nil
 }
 
 func sameSettings(a, b Settings) bool { return reflect.DeepEqual(a, b) }

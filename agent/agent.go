@@ -31,6 +31,7 @@ import (
 	"github.com/curfew-access/curfew/agent/enforce/sudoers"
 	"github.com/curfew-access/curfew/agent/expiry"
 	"github.com/curfew-access/curfew/agent/gate"
+	"github.com/curfew-access/curfew/agent/seen"
 	"github.com/curfew-access/curfew/agent/store"
 	"github.com/curfew-access/curfew/internal/grant"
 	"github.com/curfew-access/curfew/internal/trail"
@@ -40,9 +41,11 @@ import (
 const (
 	heartbeatEvery = 30 * time.Second
 	pulseEvery     = time.Second
-	saveEvery      = time.Minute
-	maxJobs        = 8
-	toolTimeout    = 2 * time.Second
+	// tellAfter is how long after a session opened or ended the control plane hears of it.
+	tellAfter   = 500 * time.Millisecond
+	saveEvery   = time.Minute
+	maxJobs     = 8
+	toolTimeout = 2 * time.Second
 
 	// LinkUser runs the link half.
 	LinkUser = "curfew-link"
@@ -57,6 +60,17 @@ type EnforceConfig struct {
 	Version string
 	Clock   func() grant.Clock
 	Log     hclog.Logger
+	// Gate is the gate socket on which systemd listens; nil has NewEnforce listen, who asks while there is
+	// no root half is refused then.
+	Gate *net.UnixListener
+	// Look has the residue worker run; it does not wait for it. Nil has PID 1 start its unit.
+	Look func(context.Context) error
+	// RenewCodes has new break-glass codes made and put in force; it does not wait for it. Nil has PID 1
+	// start its unit.
+	RenewCodes func(context.Context) error
+	// FollowRollout has the host looked over for a rollout; it does not wait for it. Nil has PID 1 start
+	// its unit.
+	FollowRollout func(context.Context) error
 }
 
 // Enforce is the root half.
@@ -67,6 +81,8 @@ type Enforce struct {
 	gate   *gate.Server
 	link   *net.UnixListener
 	admin  *net.UnixListener
+	users  *net.UnixListener
+	gauges *net.UnixListener
 	beats  chan struct{}
 	closed []func() error
 }
@@ -125,15 +141,29 @@ func (e *Enforce) open() error {
 		rec:     newRecorder(e.store.Events(), e.cfg.Clock, e.cfg.Log),
 		stopped: make(chan struct{}),
 		calls:   make(chan func(context.Context), maxCalls), jobs: make(chan struct{}, maxJobs),
-		said: make(map[grant.ID]string), armed: make(map[string]time.Time),
+		said: make(map[grant.ID]string), armed: make(map[string]armed),
 		condemned: make(map[grant.ID]bool), carried: make(map[grant.ID]grant.Live),
 		ending:   make(map[string]*ending),
 		problems: make(map[string]string), welcome: host.Name,
+		tries: make(map[uint32]tries), heard: e.cfg.Clock().Boot,
+		listed: make(map[grant.ID]time.Duration), counts: newCounts(),
 	}
 	o.use(settings)
 	o.fromFile = said
+	o.modes = SwitchDir(e.cfg.Root)
+	o.readSwitch()
 	o.machine = e.machine()
+	cursor, err := e.store.Cursor()
+	if err != nil {
+		return err
+	}
+	o.seen = useWatch{
+		journal: seen.Journal{Program: e.path("usr/bin/journalctl"), Cursor: cursor}, tally: seen.NewTally(),
+	}
 	e.owner = o
+	if err := e.openLeftovers(o); err != nil {
+		return err
+	}
 	if err := e.openHost(o, host.Name); err != nil {
 		return err
 	}
@@ -150,8 +180,8 @@ func (e *Enforce) openHost(o *owner, host string) (err error) {
 		Root: e.cfg.Root, UIDs: e.store, Log: e.cfg.Log,
 		Keys: keys.Detect(context.Background(), e.path("usr/sbin/sshd"), e.path("usr/bin/ssh")),
 		Checker: sudoers.Checker{
-			Visudo: e.path("usr/sbin/visudo"), Cvtsudoers: e.path("usr/bin/cvtsudoers"),
-			Sudoers: e.path("etc/sudoers"), Timeout: toolTimeout,
+			Sudo: e.path("usr/bin/sudo"), Visudo: e.path("usr/sbin/visudo"), Cvtsudoers: e.path("usr/bin/cvtsudoers"),
+			Sudoers: e.path("etc/sudoers"), Timeout: toolTimeout, Known: new(sudoers.Known),
 		},
 		Directory: account.Directory{
 			Getent: e.path("usr/bin/getent"), Nscd: e.path("usr/sbin/nscd"),
@@ -167,6 +197,9 @@ func (e *Enforce) openHost(o *owner, host string) (err error) {
 		Dir: e.path(enforce.RunDir + "/sessions"), Host: host,
 		UIDMin: o.settings.UIDRange.Min, UIDMax: o.settings.UIDRange.Max,
 		Clock: e.cfg.Clock, Events: o.rec, Log: e.cfg.Log, OnChange: e.beat,
+		MayHold: func(uid, gid uint32) bool {
+			return mayHold(o.recon.Local(), o.homes.Load().rules.BreakGlass, uid, gid)
+		},
 		Backstop: []string{e.cfg.Program, "purge", "--request"},
 	})
 	if err != nil {
@@ -176,19 +209,33 @@ func (e *Enforce) openHost(o *owner, host string) (err error) {
 		Clock: e.cfg.Clock, OnDue: func(d expiry.Due) {
 			o.post(context.Background(), func(ctx context.Context) { o.due(ctx, d) })
 		},
+		// What ends access is a deadline's timer, this loop and the owner. Systemd hears that the program
+		// lives only through all three.
+		Pulse: e.watchdog() / 4,
+		OnPulse: func() {
+			o.post(context.Background(), func(context.Context) { e.notify(daemon.SdNotifyWatchdog) })
+		},
 	})
 	return err
 }
 
 func (e *Enforce) listen(host string) (err error) {
 	o := e.owner
-	socket, err := gate.Listen(e.path(enforce.RunDir + "/gate.sock"))
+	socket, path := e.cfg.Gate, e.path(enforce.RunDir+"/gate.sock")
+	if socket != nil && !gate.Stands(path) {
+		e.cfg.Log.Error("the gate's socket is not systemd's any more; logins wait for no restart until "+
+			"systemctl stop curfew-gate.socket, systemctl start curfew-enforce", "path", path)
+		err, socket = socket.Close(), nil
+	}
+	if err == nil && socket == nil {
+		socket, err = gate.Listen(path)
+	}
 	if err != nil {
 		return err
 	}
 	e.closed = append(e.closed, closer(socket))
 	o.gate, err = gate.New(gate.Config{
-		Listener: socket, Host: host, Sessions: &homeMaker{Manager: o.sessions, owner: o},
+		Listener: socket, Host: host, Sessions: &opener{Manager: o.sessions, owner: o},
 		Events: o.rec, Clock: e.cfg.Clock, Log: e.cfg.Log,
 	})
 	if err != nil {
@@ -203,6 +250,15 @@ func (e *Enforce) listen(host string) (err error) {
 		return err
 	}
 	e.closed = append(e.closed, closer(e.admin))
+	if e.users, err = listen(e.path(enforce.RunDir+"/"+UserSocket), 0o666, 0); err != nil {
+		return err
+	}
+	e.closed = append(e.closed, closer(e.users))
+	e.gauges, err = listen(e.path(enforce.RunDir+"/"+MetricsSocket), 0o660, e.linkGID())
+	if err != nil {
+		return err
+	}
+	e.closed = append(e.closed, closer(e.gauges))
 	return nil
 }
 
@@ -259,23 +315,34 @@ func (e *Enforce) beat() {
 // leaves access as it is when it returns: the deadlines on disk and PID 1's timers end it.
 func (e *Enforce) Run(ctx context.Context) error {
 	o := e.owner
-	group, ctx := errgroup.WithContext(ctx)
 	if err := o.boot(ctx); err != nil {
 		return fmt.Errorf("making the host equal to its grants: %w", err)
 	}
-	group.Go(func() error { return o.run(ctx, e.beats, e.watchdog()) })
+	// The gate ends first: who has asked gets an answer, which takes all of the rest.
+	asking, quit := context.WithCancel(ctx)
+	ctx, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	group, ctx := errgroup.WithContext(ctx)
+	defer context.AfterFunc(ctx, quit)()
+	group.Go(func() error { defer end(); return e.gate.Run(asking) })
+	group.Go(func() error { return o.run(ctx, e.beats, e.tell()) })
+	group.Go(func() error { trim(ctx); return nil })
 	group.Go(func() error { return o.timer.Run(ctx) })
 	group.Go(func() error { return o.sessions.Run(ctx) })
 	group.Go(func() error { return o.recon.Run(ctx) })
-	group.Go(func() error { return e.gate.Run(ctx) })
 	group.Go(func() error { return o.up.serve(ctx, e.link) })
 	group.Go(func() error { return o.serveAdmin(ctx, e.admin) })
+	group.Go(func() error {
+		return (&userDesk{owner: o, open: make(map[uint32]int)}).serve(ctx, e.users)
+	})
+	group.Go(func() error { return o.serveMetrics(ctx, e.gauges) })
 	group.Go(func() error { return o.watchSettings(ctx, e.path(ConfigPath)) })
 	e.notify(daemon.SdNotifyReady)
-	e.cfg.Log.Info("serving", "mode", o.settings.Mode, "host", o.ledger.Host(), "version", e.cfg.Version)
+	e.cfg.Log.Info("serving", "mode", o.word(), "host", o.ledger.Host(), "version", e.cfg.Version)
 	err := group.Wait()
 	e.notify(daemon.SdNotifyStopping)
 	o.beside.Wait()
+	o.tellUse(true)
 	o.rec.note(trail.KindAgentStopped, nil)
 	return err
 }
@@ -284,44 +351,36 @@ func (e *Enforce) Run(ctx context.Context) error {
 // watched is closed first.
 func (o *owner) boot(ctx context.Context) error {
 	o.rec.note(trail.KindAgentStarted, func(ev *curfewv1.Event) {
-		ev.Details = detail("version", o.cfg.Version, "mode", o.settings.Mode)
+		ev.Details = detail("version", o.cfg.Version, "mode", o.word())
 	})
 	next := o.ledger.Clone()
-	change := next.Tick(o.cfg.Clock())
-	_ = o.save(next) // says so itself; the ends that count are on disk already
+	next.Tick(o.cfg.Clock())
+	err := o.save(next)
 	o.ledger = next
-	o.ended(ctx, change.Ended)
+	if err != nil {
+		o.doubt()
+	}
+	o.ended(ctx, next.Ending()) // those too that an agent before this one was killed in
 	o.orphans()
+	o.unfinished()
 	o.reconcile(ctx)
+	o.settleMode(ctx)
 	if why := o.problems["enforce"]; why != "" && len(o.recon.Local().Users) == 0 {
 		return errors.New(why)
 	}
 	return nil
 }
 
-// watchdog returns what the owner calls after each turn: as long as it turns, ends are on time.
-func (e *Enforce) watchdog() func() {
-	every, err := daemon.SdWatchdogEnabled(false)
-	if err != nil {
-		e.cfg.Log.Warn("systemd's watchdog cannot be fed", "error", err)
-	}
-	var fed time.Duration
-	var status string
-	return func() {
-		if text := e.owner.status(); text != status {
-			status = text
-			e.notify("STATUS=" + text)
+// doubt closes the grants whose files do not stand, at the start of a root half that cannot write to
+// its disk: the one before it may have ended them without being able to keep that. Those whose files
+// it left stay, and the next state that can be kept puts all of them right.
+func (o *owner) doubt() {
+	for _, l := range o.live() {
+		if !o.recon.Stands(l, o.settings.rules()) {
+			o.condemned[l.ID] = true
+			o.log.Error("a grant stays closed: the disk cannot be written to, and its files are not there",
+				"grant", l.ID, "request", l.Terms.GetRequestId())
 		}
-		if now := e.cfg.Clock().Boot; every > 0 && now-fed >= every/4 {
-			fed = now
-			e.notify(daemon.SdNotifyWatchdog)
-		}
-	}
-}
-
-func (e *Enforce) notify(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		e.cfg.Log.Warn("systemd cannot be told", "state", state, "error", err)
 	}
 }
 
@@ -338,7 +397,7 @@ func (o *owner) status() string {
 			end = r.Live.End
 		}
 	}
-	parts = append(parts, fmt.Sprintf("%s, %d grants", o.settings.Mode, applied))
+	parts = append(parts, fmt.Sprintf("%s, %d grants", o.word(), applied))
 	if !end.IsZero() {
 		parts = append(parts, "next end "+end.UTC().Format(time.RFC3339))
 	}

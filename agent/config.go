@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -31,6 +33,8 @@ type Settings struct {
 	Ceiling Ceiling `yaml:"ceiling"`
 	// BreakGlassGroup is a local group whose members Curfew never stands in the way of.
 	BreakGlassGroup string `yaml:"break_glass_group"`
+	// BreakGlass is what one-use codes open while the control plane is away.
+	BreakGlass BreakGlass `yaml:"break_glass"`
 	// GatedUsers are local users who cannot log in without a grant.
 	GatedUsers []string `yaml:"gated_users"`
 	// ElevateUsers are local users who log in as ever and get only their sudo from grants.
@@ -43,6 +47,12 @@ type Settings struct {
 	// LeaseAction says what happens to running sessions when the control plane is silent for too
 	// long: freeze keeps them, terminate ends them. Nothing new opens either way.
 	LeaseAction string `yaml:"lease_action"`
+	// FollowRollouts lets the control plane's staged rollouts switch a host that observes to enforcing, on
+	// trial first, and back.
+	FollowRollouts bool `yaml:"follow_rollouts"`
+	// MetricsListen is where the link half serves metrics and health over HTTP, HOST:PORT; empty for
+	// nowhere. It takes effect when the link half starts.
+	MetricsListen string `yaml:"metrics_listen"`
 }
 
 // Ceiling is what no grant may exceed on this host.
@@ -52,6 +62,14 @@ type Ceiling struct {
 	AllowedGroups []string `yaml:"allowed_groups"`
 	// AllowRootEquivalent permits sudo rules that amount to all of root.
 	AllowRootEquivalent bool `yaml:"allow_root_equivalent"`
+	// Standing says what the trust file's standing rules may open here without approvals: none,
+	// contained (the default: nothing that is root-equivalent), or any.
+	Standing string `yaml:"standing"`
+}
+
+// standings are the values of Ceiling.Standing.
+var standings = map[string]grant.StandingCeiling{
+	"none": grant.StandingNone, "contained": grant.StandingContained, "any": grant.StandingAny,
 }
 
 // UIDRange bounds the uids of Curfew accounts, both ends included.
@@ -73,8 +91,9 @@ const (
 func DefaultSettings() Settings {
 	return Settings{
 		Mode:            "observe",
-		Ceiling:         Ceiling{MaxDuration: 24 * time.Hour},
+		Ceiling:         Ceiling{MaxDuration: 24 * time.Hour, Standing: "contained"},
 		BreakGlassGroup: "curfew-breakglass",
+		BreakGlass:      BreakGlass{Codes: 8, MaxDuration: 30 * time.Minute},
 		UIDRange:        UIDRange{Min: 1900000000, Max: 1999999999},
 		HomeRoot:        "/home",
 		Shell:           "/bin/bash",
@@ -161,7 +180,12 @@ func (s Settings) check() (field string, err error) {
 		{"mode", oneOf(s.Mode, "observe", "enforce")},
 		{"ceiling.max_duration", checkDuration(s.Ceiling.MaxDuration)},
 		{"ceiling.allowed_groups", checkNames(s.Ceiling.AllowedGroups, checkGroup)},
+		{"ceiling.standing", oneOf(s.Ceiling.Standing, "none", "contained", "any")},
 		{"break_glass_group", grant.CheckUnixGroup(s.BreakGlassGroup)},
+		{"break_glass.codes", s.BreakGlass.checkCodes()},
+		{"break_glass.custodians", checkNames(s.BreakGlass.Custodians, grant.CheckGroupName)},
+		{"break_glass.max_duration", s.BreakGlass.checkDuration()},
+		{"break_glass.sudo", s.BreakGlass.checkSudo()},
 		{"gated_users", checkNames(s.GatedUsers, checkLogin)},
 		{"elevate_users", checkNames(s.ElevateUsers, checkLogin)},
 		{"elevate_users", s.checkOnce()},
@@ -169,6 +193,7 @@ func (s Settings) check() (field string, err error) {
 		{"home_root", checkPath(s.HomeRoot)},
 		{"shell", checkPath(s.Shell)},
 		{"lease_action", oneOf(s.LeaseAction, LeaseFreeze, LeaseTerminate)},
+		{"metrics_listen", checkListen(s.MetricsListen)},
 	}
 	if s.Skel != "" {
 		checks = append(checks, struct {
@@ -191,6 +216,20 @@ func oneOf(got string, want ...string) error {
 	return fmt.Errorf("%q is none of %s", got, strings.Join(want, ", "))
 }
 
+func checkListen(address string) error {
+	if address == "" {
+		return nil
+	}
+	_, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return fmt.Errorf("%q is not HOST:PORT, such as 127.0.0.1:9470", address)
+	}
+	return nil
+}
+
 func checkDuration(d time.Duration) error {
 	if d < time.Second || d > 366*24*time.Hour {
 		return fmt.Errorf("%v is out of range; 1s to 8784h", d)
@@ -199,8 +238,8 @@ func checkDuration(d time.Duration) error {
 }
 
 func checkGroup(name string) error {
-	if name == "root" {
-		return errors.New("the group root is never given")
+	if name == "root" || strings.HasPrefix(name, "curfew-") {
+		return fmt.Errorf("the group %s is never given", name)
 	}
 	return grant.CheckUnixGroup(name)
 }
@@ -258,7 +297,8 @@ func (s Settings) mode() account.Mode {
 func (s Settings) ceiling() grant.Ceiling {
 	return grant.Ceiling{
 		MaxDuration: s.Ceiling.MaxDuration, AllowedGroups: s.Ceiling.AllowedGroups,
-		RootEquivalent: s.Ceiling.AllowRootEquivalent,
+		RootEquivalent: s.Ceiling.AllowRootEquivalent, Standing: standings[s.Ceiling.Standing],
+		Local: s.BreakGlass.ceiling(),
 	}
 }
 

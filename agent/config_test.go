@@ -30,6 +30,7 @@ skel: ""
 	want.Mode, want.LeaseAction, want.Skel = "enforce", LeaseTerminate, ""
 	want.Ceiling = Ceiling{
 		MaxDuration: 2 * time.Hour, AllowedGroups: []string{"web", "adm"}, AllowRootEquivalent: true,
+		Standing: "contained",
 	}
 	want.GatedUsers, want.ElevateUsers = []string{"bob"}, []string{"carol"}
 	want.UIDRange.Max = 1900000999
@@ -70,6 +71,7 @@ func TestBrokenSettingsNameLineAndField(t *testing.T) {
 		"ceiling:\n  max_duration: 0s\n":                 "line 2: ceiling.max_duration: ",
 		"ceiling:\n  max_duration: -5m\n":                "line 2: ceiling.max_duration: ",
 		"ceiling:\n  allowed_groups: [root]\n":           "line 2: ceiling.allowed_groups: ",
+		"ceiling:\n  allowed_groups: [curfew-link]\n":    "line 2: ceiling.allowed_groups: ",
 		"ceiling:\n  allow_root: true\n":                 "line 2: ceiling.allow_root: ",
 		"mode: enforce\nmode: observe\n":                 "line 2: ",
 		"gated_users: [bob, bob]\n":                      "line 1: gated_users: ",

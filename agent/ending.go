@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,9 +25,28 @@ type ending struct {
 	text    string
 	running bool
 	tries   int
+	// stage is what is done next; looking while the worker looks over the disk, looks how often it did.
+	stage    stage
+	looking  bool
+	looks    int
+	reported bool // what root left
+	// later are grants of the same request, of other windows, that ended while this went on; again: what
+	// ran under them has to be ended as well.
+	later []grant.ID
+	again bool
 	// next is when another attempt is due, on the boot-time clock.
 	next time.Duration
+	// over is what is to be told about how late it ends.
+	over over
 }
+
+// stage orders an ending: what runs, then what was left on the disk.
+type stage int
+
+const (
+	stageProcesses stage = iota
+	stageFiles
+)
 
 func extended(e grant.EndedGrant) bool {
 	return e.Cause == curfewv1.EndCause_END_CAUSE_EXTENDED
@@ -42,19 +62,18 @@ func (o *owner) ended(_ context.Context, list []grant.EndedGrant) {
 	for _, l := range o.live() {
 		alive[l.Terms.GetRequestId()] = true
 	}
+	told := o.tell(list)
 	for _, e := range list {
 		cause := causeText(e.Cause)
-		o.log.Info("a grant has ended", "grant", e.ID, "request", e.RequestID, "login", e.Login,
-			"cause", cause, "by", e.By)
-		o.rec.note(trail.KindGrantEnded, func(ev *curfewv1.Event) {
-			ev.GrantId, ev.RequestId, ev.Login = e.ID[:], e.RequestID, e.Login
-			ev.Details = detail("cause", cause, "by", e.By, "role", e.Role)
-		})
 		if alive[e.RequestID] {
 			o.carry(e)
+			if told {
+				o.ledger.Finish(e.RequestID)
+			}
 			continue
 		}
-		if o.ending[e.RequestID] != nil {
+		if running := o.ending[e.RequestID]; running != nil {
+			running.join(e.ID)
 			continue
 		}
 		text := fmt.Sprintf("Curfew: your access by request %s has ended (%s).", e.RequestID, cause)
@@ -63,7 +82,60 @@ func (o *owner) ended(_ context.Context, list []grant.EndedGrant) {
 				e.RequestID, e.By, cause)
 		}
 		o.ending[e.RequestID] = &ending{
-			target: o.lookUp(e.RequestID, e.Login), grant: e.ID, text: text,
+			target: o.lookUp(e.RequestID, e.Login), grant: e.ID, text: text, over: o.overSince(e),
+		}
+	}
+}
+
+// join adds a grant that ended while an earlier one of its request, of a window before, is not finished
+// with: looking over the disks takes a while, and what a person left there may take for ever.
+func (e *ending) join(id grant.ID) {
+	if e.grant == id || slices.Contains(e.later, id) {
+		return
+	}
+	e.later, e.again = append(e.later, id), true
+}
+
+// begin starts over with the processes, for what joined.
+func (e *ending) begin() {
+	*e = ending{target: e.target, grant: e.grant, text: e.text, later: e.later, over: e.over}
+}
+
+// tell records the ends of grants, each once. That is noted with the next save only: a crash in between
+// says it twice, which is better than never.
+func (o *owner) tell(list []grant.EndedGrant) bool {
+	var notes []*curfewv1.Event
+	for _, e := range list {
+		if e.Told {
+			continue
+		}
+		notes = append(notes, own(trail.KindGrantEnded, func(ev *curfewv1.Event) {
+			ev.GrantId, ev.RequestId, ev.Login = e.ID[:], e.RequestID, e.Login
+			ev.Details = detail("cause", causeText(e.Cause), "by", e.By, "role", e.Role)
+		}))
+	}
+	if !o.rec.noteAll(notes) {
+		return false
+	}
+	for _, e := range list {
+		o.ledger.Told(e.ID)
+	}
+	return true
+}
+
+// tellAgain records the ends that could not be recorded when they came: the disk was full.
+func (o *owner) tellAgain() {
+	untold := slices.DeleteFunc(o.ledger.Ending(), func(e grant.EndedGrant) bool { return e.Told })
+	if len(untold) == 0 || !o.tell(untold) {
+		return
+	}
+	alive := make(map[string]bool)
+	for _, l := range o.live() {
+		alive[l.Terms.GetRequestId()] = true
+	}
+	for _, e := range untold {
+		if alive[e.RequestID] {
+			o.ledger.Finish(e.RequestID)
 		}
 	}
 }
@@ -122,21 +194,37 @@ func padded(id []byte) (out [32]byte) {
 	return out
 }
 
-// kill starts an attempt for every request whose turn it is.
+// kill starts an attempt for every request whose turn it is. One batch dies at a time; who ends
+// meanwhile is in the next one together, since a batch costs about the same for one and for fifty.
 func (o *owner) kill(ctx context.Context) {
+	if o.killing {
+		return
+	}
 	now := o.cfg.Clock().Boot
 	var targets []session.Target
+	live := o.live()
 	for id, e := range o.ending {
-		if e.running || e.next > now {
+		if e.again && !e.running {
+			e.begin()
+		}
+		if e.running || e.looking || e.next > now {
 			continue
 		}
 		if e.target.Class == 0 {
 			delete(o.ending, id) // it was never anybody's here
+			o.ledger.Finish(id)
 			continue
 		}
-		e.target.Whole = !o.loginLives(e.target)
+		e.target.Whole = !loginLives(live, e.target)
+		if e.stage == stageFiles {
+			if !o.lookAfter(ctx, e) {
+				o.purged(ctx, e, nil)
+			}
+			continue
+		}
+		e.target.Goodbye = ""
 		if e.tries == 0 {
-			o.sessions.Tell(id, e.text)
+			e.target.Goodbye = e.text
 		}
 		e.running = true
 		e.tries++
@@ -145,21 +233,31 @@ func (o *owner) kill(ctx context.Context) {
 	if len(targets) == 0 {
 		return
 	}
+	o.killing = true
 	o.spawn(func() {
 		killing, cancel := context.WithTimeout(ctx, killTimeout)
-		residues := o.sessions.Kill(killing, targets)
+		residues := o.sessions.KillThen(killing, targets, func() {
+			o.post(ctx, func(ctx context.Context) {
+				o.killing = false
+				o.kill(ctx)
+			})
+		})
 		cancel()
-		for _, t := range targets {
-			if err := o.sessions.Disarm(ctx, t.RequestID); err != nil {
-				o.log.Warn("PID 1's timer of an ended request stays", "request", t.RequestID, "error", err)
-			}
-		}
+		o.sessions.EndOldGIDs(ctx)
 		o.post(ctx, func(ctx context.Context) { o.killed(ctx, targets, residues) })
+		// PID 1 may take its time, with a thousand scopes to bury; the trail does not wait for it.
+		ids := make([]string, 0, len(targets))
+		for _, t := range targets {
+			ids = append(ids, t.RequestID)
+		}
+		if err := o.sessions.Disarm(ctx, ids...); err != nil {
+			o.log.Warn("PID 1's timers of ended requests stay", "requests", ids, "error", err)
+		}
 	})
 }
 
-func (o *owner) loginLives(t session.Target) bool {
-	for _, l := range o.live() {
+func loginLives(live []grant.Live, t session.Target) bool {
+	for _, l := range live {
 		if l.Terms.GetLogin() == t.Login && l.Terms.GetRequestId() != t.RequestID {
 			return true
 		}
@@ -179,63 +277,50 @@ func (o *owner) killed(ctx context.Context, targets []session.Target, residues [
 			continue
 		}
 		e.running = false
-		r, answered := left[t.RequestID]
-		kind, text := trail.KindGrantPurged, ""
-		if answered && !r.Clean() {
-			kind = trail.KindGrantResidue
-			text = strings.Join(append(r.Processes, r.Problems...), "; ")
-			// Soon at first, then with the rescan: a process in uninterruptible sleep takes its time.
-			e.next = o.cfg.Clock().Boot + min(time.Duration(e.tries)*time.Second, heartbeatEvery)
-			o.log.Error("something of an ended grant is left", "grant", e.grant,
-				"request", t.RequestID, "left", text)
-		} else {
-			delete(o.ending, t.RequestID)
-			o.log.Info("everything of a grant is gone", "grant", e.grant, "request", t.RequestID)
+		if e.again {
+			continue // this attempt may have looked before the newest end
 		}
-		if kind == trail.KindGrantPurged || e.tries == 1 {
-			o.rec.note(kind, func(ev *curfewv1.Event) {
-				ev.GrantId, ev.RequestId, ev.Login = e.grant[:], t.RequestID, t.Login
-				ev.Details = detail("left", text)
-			})
+		if r, answered := left[t.RequestID]; answered && !r.Clean() {
+			o.stillThere(e, strings.Join(append(r.Processes, r.Problems...), "; "))
+			continue
 		}
+		e.stage = stageFiles
+		o.counts.ended(&e.over, o.cfg.Clock().Boot)
+		if !o.lookAfter(ctx, e) {
+			o.purged(ctx, e, nil)
+			continue
+		}
+		o.noteEnding(trail.KindGrantResidue, e, detail("left",
+			"no process; setuid and setgid copies and what root left are being looked for"))
 	}
+	o.keepFinished()
 	o.reconcile(ctx)
+}
+
+// keepFinished makes durable what nobody has to do again.
+func (o *owner) keepFinished() {
+	if o.finished {
+		o.finished = false
+		_ = o.save(o.ledger) // says so itself; a successor would do it all once more
+	}
+}
+
+// stillThere notes what an attempt could not end; the next one comes.
+func (o *owner) stillThere(e *ending, what string) {
+	// Soon at first, then with the rescan: a process in uninterruptible sleep takes its time.
+	e.next = o.cfg.Clock().Boot + min(time.Duration(e.tries)*time.Second, heartbeatEvery)
+	o.log.Error("something of an ended grant is left", "grant", e.grant,
+		"request", e.target.RequestID, "left", what)
+	if e.tries == 1 {
+		o.noteEnding(trail.KindGrantResidue, e, detail("left", what))
+	}
 }
 
 // retryEndings looks whether another attempt is due.
 func (o *owner) retryEndings(ctx context.Context) {
+	o.keepFinished()
 	if len(o.ending) > 0 {
+		o.looked(ctx)
 		o.kill(ctx)
 	}
-}
-
-// terminate ends the sessions of live grants: the lease is over and the host's file says so.
-func (o *owner) terminate(ctx context.Context, live []session.Live) {
-	running := make(map[string]bool)
-	for _, s := range o.sessions.Sessions() {
-		running[s.GetRequestId()] = true
-	}
-	var targets []session.Target
-	for _, l := range live {
-		if running[l.RequestID] {
-			targets = append(targets, o.targetOf(l))
-		}
-	}
-	if len(targets) == 0 {
-		return
-	}
-	o.spawn(func() {
-		killing, cancel := context.WithTimeout(ctx, killTimeout)
-		defer cancel()
-		for _, t := range targets {
-			o.sessions.Tell(t.RequestID, "Curfew: this host has not heard from the control plane for "+
-				"too long; the session ends.")
-		}
-		for _, r := range o.sessions.Kill(killing, targets) {
-			if !r.Clean() {
-				o.log.Error("something of a terminated session is left", "request", r.RequestID,
-					"left", r.Processes)
-			}
-		}
-	})
 }

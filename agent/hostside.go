@@ -17,15 +17,17 @@ import (
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
-// homeMaker makes a Curfew account's home at its first session, before the gate allows it: a session
+// opener opens sessions as the gate asks for them, with what has to happen before one is allowed. It
+// makes a Curfew account's home at its first session, before the gate allows it: a session
 // without a home would begin in /.
-type homeMaker struct {
+type opener struct {
 	*session.Manager
 	owner *owner
 }
 
-// Open makes the home where it is missing, then opens the session.
-func (h *homeMaker) Open(
+// Open makes the home where it is missing, registers the session, and then spends what the grant
+// gives only once. In this order a spent grant always has its session.
+func (h *opener) Open(
 	ctx context.Context, s session.Session,
 ) (session.Session, context.Context, error) {
 	if !s.Elevation {
@@ -33,7 +35,63 @@ func (h *homeMaker) Open(
 			return session.Session{}, nil, err
 		}
 	}
-	return h.Manager.Open(ctx, s)
+	h.owner.left.use(s.Login)
+	opened, ended, err := h.Manager.Open(ctx, s)
+	if err != nil {
+		return opened, nil, err
+	}
+	if err := h.owner.spend(ctx, s.GrantID, !s.Elevation); err != nil {
+		h.Manager.End(opened.ID)
+		return session.Session{}, nil, err
+	}
+	return opened, ended, nil
+}
+
+// spend makes it durable that a grant is used, before the person gets in: it starts the clock of one
+// that waited for that, and takes the one login of a single-use grant.
+func (o *owner) spend(ctx context.Context, id grant.ID, login bool) error {
+	if once := o.once.Load(); once == nil || !(*once)[id] {
+		return nil
+	}
+	var err error
+	errDo := o.do(ctx, func(ctx context.Context) { err = o.spendNow(ctx, id, login) })
+	return errors.Join(errDo, err)
+}
+
+func (o *owner) spendNow(ctx context.Context, id grant.ID, login bool) error {
+	next, now := o.ledger.Clone(), o.cfg.Clock()
+	var err error
+	if login {
+		err = next.Use(id, now)
+	}
+	if err == nil {
+		err = next.Start(id, now)
+	}
+	if err == nil {
+		err = o.save(next)
+	}
+	if err != nil {
+		return err
+	}
+	o.ledger = next
+	o.reportAgain()
+	o.reconcile(ctx)
+	return nil
+}
+
+// endUsed ends single-use grants whose session is over.
+func (o *owner) endUsed(ctx context.Context) {
+	for _, l := range o.live() {
+		if !l.Used || o.sessions.LoggedIn(l.Terms.GetRequestId()) {
+			continue
+		}
+		next := o.ledger.Clone()
+		change := next.EndUsed(l.ID)
+		_ = o.save(next) // says so itself; what was used is on disk, so nobody gets in again
+		o.ledger = next
+		o.ended(ctx, change.Ended)
+		o.reconcile(ctx)
+	}
 }
 
 // home may run in several goroutines; one makes a home at a time.
@@ -87,11 +145,11 @@ func (o *owner) drifted(repairs []enforce.Repair) {
 // problems: the settings in force stay.
 func (o *owner) watchSettings(ctx context.Context, name string) error {
 	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watching %s: %w", name, err)
+	if err == nil {
+		defer func() { _ = w.Close() }() // nothing to lose
+		err = w.Add(filepath.Dir(name))
 	}
-	defer func() { _ = w.Close() }() // nothing to lose
-	if err := w.Add(filepath.Dir(name)); err != nil {
+	if err != nil {
 		o.log.Warn("changes of the settings need a restart", "path", name, "error", err)
 		<-ctx.Done()
 		return nil
@@ -155,8 +213,9 @@ func (o *owner) reload(ctx context.Context, name string) {
 		s.UIDRange = o.settings.UIDRange
 	}
 	o.use(s)
-	o.log.Info("the settings changed", "mode", s.Mode)
-	o.rec.note(trail.KindConfigLoaded, func(e *curfewv1.Event) { e.Details = detail("mode", s.Mode) })
+	o.readSwitch()
+	o.log.Info("the settings changed", "mode", o.word())
+	o.rec.note(trail.KindConfigLoaded, func(e *curfewv1.Event) { e.Details = detail("mode", o.word()) })
 	o.recon.Retry()
 	o.orphans() // a lowered ceiling ends what is over it
 	o.reconcile(ctx)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -28,8 +29,19 @@ type machine struct {
 	t      *testing.T
 	root   string
 	plane  *plane
+	half   *Enforce // what runs
 	cancel context.CancelFunc
 	done   chan error
+	// look has the residue worker run; nobody has one by default.
+	look func(context.Context) error
+	// ahead is how far both of its clocks are ahead of the true ones: time that passed at a leap.
+	ahead atomic.Int64
+	// wrong is how far its wall clock alone is.
+	wrong atomic.Int64
+	// reading is called before each reading of the clock.
+	reading  atomic.Pointer[func()]
+	renewals atomic.Int32 // how often new break-glass codes were to be made
+	lookings atomic.Int32 // how often it was to be looked over for a rollout
 }
 
 func newMachine(t *testing.T) *machine {
@@ -45,7 +57,7 @@ func newMachine(t *testing.T) *machine {
 	if err := os.Chmod(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	m := &machine{t: t, root: root}
+	m := &machine{t: t, root: root, look: func(context.Context) error { return nil }}
 	for dir, mode := range map[string]os.FileMode{
 		"etc/sudoers.d": 0o755, "etc/curfew": 0o755, "run/curfew": 0o755, "var/lib/curfew": 0o700,
 		"usr/bin": 0o755, "usr/sbin": 0o755, "home": 0o755,
@@ -62,7 +74,7 @@ func newMachine(t *testing.T) *machine {
 	m.write("etc/sudoers.d/curfew", "@includedir "+m.path(enforce.SudoersDir)+"\n")
 	m.settings("mode: enforce\nelevate_users: [bob]\n")
 	for link, target := range map[string]string{
-		"usr/sbin/visudo": "/usr/sbin/visudo", "usr/bin/cvtsudoers": "/usr/bin/cvtsudoers",
+		"usr/bin/sudo": "/usr/bin/sudo", "usr/sbin/visudo": "/usr/sbin/visudo", "usr/bin/cvtsudoers": "/usr/bin/cvtsudoers",
 	} {
 		if err := os.Symlink(target, m.path(link)); err != nil {
 			t.Fatal(err)
@@ -82,12 +94,18 @@ func newMachine(t *testing.T) *machine {
 // getent is a name service that knows the host's own files and the accounts that have keys.
 const getent = `#!/bin/sh
 root=$(dirname "$0")/../..
-case $2 in *[!0-9]*) ;; *) exit 2 ;; esac
-grep "^$2:" "$root/etc/directory" && exit 0
-grep "^$2:" "$root/etc/passwd" && exit 0
-line=$(grep " $2\$" "$root/var/lib/curfew/gate.conf" | grep ^account) || exit 2
-set -- $line
-echo "$3:*:$2:$2:Curfew account:/home/$3:/bin/bash"
+one() {
+  case $1 in *[!0-9]*) ;; *) return 1 ;; esac
+  grep "^$1:" "$root/etc/directory" && return
+  grep "^$1:" "$root/etc/passwd" && return
+  line=$(grep " $1\$" "$root/var/lib/curfew/gate.conf" | grep ^account) || return
+  set -- $line
+  echo "$3:*:$2:$2:Curfew account:/home/$3:/bin/bash"
+}
+shift
+missing=0
+for key; do one "$key" || missing=2; done
+exit $missing
 `
 
 func (m *machine) path(name string) string { return filepath.Join(m.root, name) }
@@ -138,7 +156,17 @@ func (m *machine) start() {
 	}
 	log := hclog.New(&hclog.LoggerOptions{Output: testWriter{m.t}, Level: hclog.Debug})
 	e, err := NewEnforce(EnforceConfig{
-		Root: m.root, Program: "/usr/bin/curfew-agent", Version: "test", Clock: clock, Log: log,
+		Root: m.root, Program: "/usr/bin/curfew-agent", Version: "test", Log: log, Look: m.look,
+		RenewCodes:    func(context.Context) error { m.renewals.Add(1); return nil },
+		FollowRollout: func(context.Context) error { m.lookings.Add(1); return nil },
+		Clock: func() grant.Clock {
+			if f := m.reading.Load(); f != nil {
+				(*f)()
+			}
+			now, ahead := clock(), time.Duration(m.ahead.Load())
+			now.Wall, now.Boot = now.Wall.Add(ahead+time.Duration(m.wrong.Load())), now.Boot+ahead
+			return now
+		},
 	})
 	if err != nil {
 		m.t.Fatal(err)
@@ -146,7 +174,7 @@ func (m *machine) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- errors.Join(e.Run(ctx), e.Close()) }()
-	m.cancel, m.done = cancel, done
+	m.half, m.cancel, m.done = e, cancel, done
 	m.t.Cleanup(m.stop)
 }
 
@@ -161,7 +189,7 @@ func (m *machine) stop() {
 		if err != nil {
 			m.t.Errorf("the root half ends with %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		m.t.Error("the root half does not end")
 	}
 	m.cancel = nil
@@ -178,6 +206,15 @@ func (m *machine) connect() *plane {
 	m.t.Helper()
 	m.plane.dial(m.path(enforce.RunDir))
 	return m.plane
+}
+
+func (m *machine) read(name string) string {
+	m.t.Helper()
+	data, err := os.ReadFile(m.path(name))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return string(data)
 }
 
 func (m *machine) has(name string) bool {

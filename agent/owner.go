@@ -15,7 +15,9 @@ import (
 	"github.com/curfew-access/curfew/agent/enforce/session"
 	"github.com/curfew-access/curfew/agent/expiry"
 	"github.com/curfew-access/curfew/agent/gate"
+	"github.com/curfew-access/curfew/agent/modeswitch"
 	"github.com/curfew-access/curfew/agent/store"
+	"github.com/curfew-access/curfew/internal/breakglass"
 	"github.com/curfew-access/curfew/internal/grant"
 	"github.com/curfew-access/curfew/internal/trail"
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
@@ -48,30 +50,55 @@ type owner struct {
 	// homes and making are for making homes, which the gate's goroutines do.
 	homes  atomic.Pointer[homeRules]
 	making sync.Mutex
+	// once are the live grants that have something to spend: a first use or the only one.
+	once atomic.Pointer[map[grant.ID]bool]
 
 	// What follows belongs to the owner's goroutine.
 	ledger   *grant.Ledger
 	settings Settings
+	// modes is where the switch of enforcing is, thrown what it said last, and marked that the PAM module
+	// observes by a mark of root's.
+	modes    modeswitch.Dir
+	thrown   *modeswitch.Switch
+	marked   bool
 	fromFile bool // there was a file that said something
 	results  []enforce.Result
 	// said is what was last recorded of each live grant, so that each word is said once.
 	said map[grant.ID]string
-	// armed is the end for which PID 1's timer of a request was set.
-	armed map[string]time.Time
+	// armed is what PID 1's timer of a request was set for.
+	armed map[string]armed
 	// condemned are grants that a state has ended, while the ledger that says so cannot be kept.
 	condemned map[grant.ID]bool
+	finished  bool // the ledger has forgotten endings that are over, and the disk has not
 	ending    map[string]*ending
+	killing   bool // a batch of them is dying
+	left      *leftovers
+	seen      useWatch
 	// carried are grants that an extension has replaced while it is still being checked: their files
 	// stay until the extension's stand, so that nobody loses access in between.
 	carried   map[grant.ID]grant.Live
 	checking  bool
 	ack       *pendingAck
 	leaseOver bool
-	saved     time.Time
-	problems  map[string]string // by what they are about
-	welcome   string            // the name the control plane calls this host by
-	introduce bool              // a heartbeat is due with the first state after a welcome
-	refused   string            // why the control plane does not serve this host
+	// leaseFor is how long the newest lease was when it was given, and leaseWarned: half of it is over.
+	leaseFor    time.Duration
+	leaseWarned bool
+	saved       time.Time
+	problems    map[string]string // by what they are about
+	welcome     string            // the name the control plane calls this host by
+	introduce   bool              // a heartbeat is due with the first state after a welcome
+	refused     string            // why the control plane does not serve this host
+	// heard is when the newest answer to one of this host's nonces came, on the boot-time clock; before
+	// the first, when this program began, which cannot know.
+	heard      time.Duration
+	heardSince bool
+	codesThere breakglass.SetID // the set of codes that the control plane has or was sent
+	tries      map[uint32]tries // wrong break-glass codes
+	renewal    renewal
+	rollout    rollout
+	// listed is when a state first listed a grant that does not stand yet, on the boot-time clock.
+	listed map[grant.ID]time.Duration
+	counts counts
 }
 
 // pendingAck is the answer to the newest state, once everything that it lists is applied or failed.
@@ -107,13 +134,17 @@ func (o *owner) post(ctx context.Context, f func(context.Context)) {
 }
 
 // run is the owner's goroutine.
-func (o *owner) run(ctx context.Context, heartbeat <-chan struct{}, alive func()) error {
+func (o *owner) run(ctx context.Context, heartbeat <-chan struct{}, tell func()) error {
 	defer close(o.stopped)
 	beat := time.NewTicker(heartbeatEvery)
 	defer beat.Stop()
 	pulse := time.NewTicker(pulseEvery)
 	defer pulse.Stop()
-	alive()
+	// What opened or ended is told a moment later, all of that moment at once: a word costs the host and the
+	// control plane a signed and synced state, which sudo need not wait behind.
+	var soon <-chan time.Time
+	o.lookAtUse(ctx)
+	tell()
 	for {
 		select {
 		case <-ctx.Done():
@@ -121,13 +152,22 @@ func (o *owner) run(ctx context.Context, heartbeat <-chan struct{}, alive func()
 		case f := <-o.calls:
 			f(ctx)
 		case <-beat.C:
+			o.renewCodes(ctx)
 			o.heartbeat()
+			o.lookAtUse(ctx)
 		case <-heartbeat:
+			if soon == nil {
+				soon = time.After(tellAfter)
+			}
+		case <-soon:
+			soon = nil
 			o.heartbeat()
 		case <-pulse.C:
 			o.retryEndings(ctx)
+			o.endUsed(ctx)
+			o.settleMode(ctx)
 		}
-		alive()
+		tell()
 	}
 }
 
@@ -161,6 +201,10 @@ func (o *owner) deliver(ctx context.Context, m *curfewv1.ControlMessage) (err er
 			o.log.Info("the control plane serves this host", "name", o.welcome)
 			o.publishGate()
 			o.introduce = true
+			o.welcomed(body.Welcome.GetBreakGlassSet())
+		case *curfewv1.ControlMessage_BreakGlassRenew:
+			o.renewal.wanted = body.BreakGlassRenew.GetSetId()
+			o.renewCodes(ctx)
 		case *curfewv1.ControlMessage_Trust:
 			o.acceptTrust(body.Trust.GetEnvelope())
 		case *curfewv1.ControlMessage_Grant:
@@ -175,7 +219,9 @@ func (o *owner) deliver(ctx context.Context, m *curfewv1.ControlMessage) (err er
 			// Nobody has signed this, but it can only close: a cloned image must open nothing more.
 			o.publishGate()
 		default:
-			err = errors.New("a message of unknown kind")
+			// Of a control plane of the next version. To end the connection would cut this host off for
+			// good; nothing in a message that is not understood opens anything.
+			o.log.Warn("a message of unknown kind is ignored")
 		}
 	})
 	return errors.Join(errDo, err)
@@ -188,14 +234,12 @@ func (o *owner) acceptTrust(env []byte) {
 		err = o.save(next)
 	}
 	if err != nil {
-		o.log.Error("a trust file is refused", "error", err)
 		o.rec.note(trail.KindTrustRejected, func(e *curfewv1.Event) {
 			e.Details = detail("error", err.Error())
 		})
 		return
 	}
 	o.ledger = next
-	o.log.Info("a new trust file is in force", "version", next.TrustVersion())
 	o.rec.note(trail.KindTrustAccepted, func(e *curfewv1.Event) {
 		e.Details = detail("version", fmt.Sprint(next.TrustVersion()))
 	})
@@ -217,9 +261,6 @@ func (o *owner) acceptGrant(env []byte) {
 	kind := trail.KindGrantAccepted
 	if err != nil {
 		kind = trail.KindGrantRejected
-		o.log.Error("a grant is refused", "grant", id, "error", err)
-	} else {
-		o.log.Info("a grant is accepted", "grant", id)
 	}
 	o.rec.note(kind, func(e *curfewv1.Event) {
 		if id != (grant.ID{}) {
@@ -254,15 +295,19 @@ func (o *owner) acceptState(ctx context.Context, msg *curfewv1.State) {
 	o.ledger = next
 	clear(o.condemned)
 	o.ack = &pendingAck{epoch: next.Epoch(), sequence: next.Sequence(), missing: change.Missing}
-	if change.LeaseRenewed && o.leaseOver {
-		o.leaseOver = false
-		o.rec.note(trail.KindLeaseRenewed, nil)
+	if change.LeaseRenewed {
+		o.heard, o.heardSince = o.cfg.Clock().Boot, true
+		o.leaseRenewed()
+	}
+	for _, l := range change.Started {
+		o.listed[l.ID] = o.cfg.Clock().Boot
 	}
 	if len(change.Started) > 0 {
 		o.recon.Retry()
 	}
 	o.ended(ctx, change.Ended)
 	o.reconcile(ctx)
+	o.wished(ctx, change.Rollout)
 	if o.introduce { // people look at a host's mode and problems as soon as it is there
 		o.introduce = false
 		o.heartbeat()
@@ -270,7 +315,6 @@ func (o *owner) acceptState(ctx context.Context, msg *curfewv1.State) {
 }
 
 func (o *owner) refuseState(err error) {
-	o.log.Error("a host state is refused", "error", err)
 	o.rec.note(trail.KindStateRejected, func(e *curfewv1.Event) {
 		e.Details = detail("error", err.Error())
 	})
@@ -300,7 +344,6 @@ func (o *owner) problem(about string, err error) {
 		return
 	}
 	o.problems[about] = err.Error()
-	o.log.Error("a problem", "about", about, "error", err)
 	o.rec.note(trail.KindProblem, func(e *curfewv1.Event) {
 		e.Details = detail("about", about, "error", err.Error())
 	})
@@ -316,6 +359,7 @@ func (o *owner) due(ctx context.Context, d expiry.Due) {
 	}
 	if d.Cause == expiry.CauseRescan {
 		o.recon.Retry()
+		o.disarmStale(ctx)
 	}
 	next := o.ledger.Clone()
 	change := next.Tick(o.cfg.Clock())
@@ -325,7 +369,12 @@ func (o *owner) due(ctx context.Context, d expiry.Due) {
 	}
 	o.ledger = next
 	o.ended(ctx, change.Ended)
+	o.tellAgain()
 	o.reconcile(ctx)
+	if d.Cause == expiry.CauseJump || o.mayOpen() != nil {
+		// After a suspend the next heartbeat may be half a minute away; a new state may heal this now.
+		o.heartbeat()
+	}
 }
 
 // hello makes the cursor that opens a connection.
@@ -346,7 +395,9 @@ func (o *owner) hello(ctx context.Context) (m *curfewv1.HostMessage, err error) 
 			TrailHead: o.ledger.TrailHead(), EventCount: chain.Count, EventHead: chain.Head, Nonce: nonce,
 		}
 		for _, id := range o.ledger.HeldIDs() {
-			h.GrantIds = append(h.GrantIds, id[:])
+			if !o.ledger.IsLocal(id) { // the control plane has no such grant
+				h.GrantIds = append(h.GrantIds, id[:])
+			}
 		}
 		m = &curfewv1.HostMessage{Body: &curfewv1.HostMessage_Hello{Hello: h}}
 	})
@@ -366,9 +417,9 @@ func (o *owner) heartbeat() {
 	}
 	o.up.send(&curfewv1.HostMessage{Body: &curfewv1.HostMessage_Heartbeat{
 		Heartbeat: &curfewv1.Heartbeat{
-			Nonce: nonce, Sessions: o.sessions.Sessions(), Mode: o.settings.Mode,
+			Nonce: nonce, Sessions: o.sessions.Sessions(), Mode: o.word(),
 			Problems: o.allProblems(), DriftRepaired: o.recon.DriftRepaired(),
-			TimeMs: now.Wall.UnixMilli(),
+			TimeMs: now.Wall.UnixMilli(), BreakGlass: o.codesHealth(), Rollout: o.rolloutReport(),
 		},
 	}})
 }

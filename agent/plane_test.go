@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"net"
@@ -32,12 +33,16 @@ type plane struct {
 	hostKey  ed25519.PublicKey
 	sequence uint64
 	nonce    []byte
+	ahead    time.Duration // of its clock
 
 	conn  net.Conn
 	hello *curfewv1.Hello
 	in    chan *curfewv1.HostMessage
 	// earlier are messages that nobody has asked for yet.
 	earlier []*curfewv1.HostMessage
+	lease   time.Duration // 15 min when zero
+	// rollout is what its states want of the host.
+	rollout *curfewv1.Rollout
 }
 
 func seeded(n byte) ed25519.PrivateKey {
@@ -101,7 +106,7 @@ func (p *plane) terms(request, login string, edit ...func(*curfewv1.Terms)) *cur
 	for _, e := range edit {
 		e(t)
 	}
-	t.RootEquivalent = grant.RootEquivalent(t.GetSudoRules())
+	t.RootEquivalent = grant.RootEquivalent(t.GetSudoRules(), t.GetGroups())
 	return t
 }
 
@@ -132,8 +137,9 @@ func (p *plane) state(ended []*curfewv1.Ended, live ...grant.ID) []byte {
 	p.sequence++
 	s := &curfewv1.HostState{
 		Version: 1, HostId: p.host[:], Epoch: 1, Sequence: p.sequence,
-		IssuedAtMs: time.Now().UnixMilli(), ValidForMs: (15 * time.Minute).Milliseconds(),
-		Nonce: p.nonce, Ended: ended,
+		IssuedAtMs: time.Now().Add(p.ahead).UnixMilli(),
+		ValidForMs: cmp.Or(p.lease, 15*time.Minute).Milliseconds(),
+		Nonce:      p.nonce, Ended: ended, Rollout: p.rollout,
 	}
 	for _, id := range live {
 		s.Live = append(s.Live, id[:])
@@ -155,7 +161,9 @@ func (p *plane) dial(run string) {
 	}
 	p.conn = conn
 	p.t.Cleanup(func() { _ = conn.Close() })
-	p.in, p.earlier = make(chan *curfewv1.HostMessage, 1024), nil
+	// The host cuts off who takes nothing for 10 s, and a test that sends thousands of grants takes
+	// nothing meanwhile.
+	p.in, p.earlier = make(chan *curfewv1.HostMessage, 4*grant.MaxLive), nil
 	go p.read(conn, p.in)
 	p.hello = p.next(func(m *curfewv1.HostMessage) bool { return m.GetHello() != nil }).GetHello()
 	p.nonce = p.hello.GetNonce()
@@ -246,6 +254,11 @@ func (p *plane) event(kind string) *curfewv1.Event {
 	return p.next(func(m *curfewv1.HostMessage) bool {
 		return m.GetEvent().GetKind() == kind
 	}).GetEvent()
+}
+
+// isEvent fits events of these kinds.
+func isEvent(kinds ...string) func(*curfewv1.HostMessage) bool {
+	return func(m *curfewv1.HostMessage) bool { return slices.Contains(kinds, m.GetEvent().GetKind()) }
 }
 
 func requestID(name string) string {

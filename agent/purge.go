@@ -68,7 +68,8 @@ func Purge(ctx context.Context, cfg PurgeConfig) error {
 	if err != nil {
 		return err
 	}
-	target, err := purgeTarget(cfg, ledger, settings.rules(), local, s.UIDs())
+	target, err := purgeTarget(cfg, ledger, sessions.LoginOf(cfg.RequestID), settings.rules(), local,
+		s.UIDs())
 	if err != nil {
 		return err
 	}
@@ -82,13 +83,14 @@ func Purge(ctx context.Context, cfg PurgeConfig) error {
 }
 
 // purgeTarget finds whose a request was: the ledger on disk still holds it while the root half is
-// dead, since nobody has told it that time has passed.
+// dead, since nobody has told it that time has passed. When the root half died between writing the
+// end down and ending what ran, only the records of sessions know: login is what they say.
 func purgeTarget(
-	cfg PurgeConfig, ledger *grant.Ledger, rules account.Rules, local account.Local,
+	cfg PurgeConfig, ledger *grant.Ledger, login string, rules account.Rules, local account.Local,
 	uids map[string]uint32,
 ) (session.Target, error) {
 	now := cfg.Clock()
-	t := session.Target{RequestID: cfg.RequestID, Whole: true}
+	t := session.Target{RequestID: cfg.RequestID, Login: login, Whole: true}
 	for _, l := range ledger.Live(now) {
 		if l.Terms.GetRequestId() == cfg.RequestID {
 			return t, fmt.Errorf("%w until %s", ErrLives, l.End.UTC())
@@ -100,7 +102,7 @@ func purgeTarget(
 		}
 	}
 	if t.Login == "" {
-		return t, fmt.Errorf("request %s is not in this host's ledger", cfg.RequestID)
+		return t, fmt.Errorf("request %s is known neither by this host's ledger nor by a session", cfg.RequestID)
 	}
 	subject, err := rules.Classify(local, t.Login, uids[t.Login])
 	if err != nil {
@@ -117,7 +119,6 @@ func purgeTarget(
 type logged struct{ log hclog.Logger }
 
 func (l logged) Record(_ context.Context, e *curfewv1.Event) error {
-	l.log.Info("event", "kind", e.GetKind(), "request", e.GetRequestId(), "login", e.GetLogin(),
-		"details", e.GetDetails())
+	tell(l.log, e)
 	return nil
 }

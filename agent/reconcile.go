@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/curfew-access/curfew/agent/enforce"
@@ -24,7 +25,7 @@ import (
 func (o *owner) live() []grant.Live {
 	ceiling := o.settings.ceiling()
 	return slices.DeleteFunc(o.ledger.Live(o.cfg.Clock()), func(l grant.Live) bool {
-		return o.condemned[l.ID] || ceiling.Permits(l.Terms) != nil
+		return o.condemned[l.ID] || ceiling.PermitsLive(l) != nil
 	})
 }
 
@@ -53,7 +54,8 @@ func (o *owner) unsettled(id grant.ID) bool {
 }
 
 func (o *owner) state() enforce.State {
-	s := enforce.State{Live: o.enforced(), Mode: o.settings.mode(), Rules: o.settings.rules()}
+	s := enforce.State{Live: o.enforced(), Rules: o.settings.rules()}
+	s.Mode, s.Trial = o.mode()
 	for _, e := range o.ending {
 		if e.target.Class == account.ClassAccount {
 			s.Ending = append(s.Ending, enforce.Ending{Login: e.target.Login, UID: e.target.UID})
@@ -74,10 +76,19 @@ func (o *owner) reconcile(ctx context.Context) {
 	}
 	o.results = slices.DeleteFunc(o.results, func(r enforce.Result) bool { return !still[r.Live.ID] })
 	o.publishGate()
+	// Nothing new opens for what has ended from here on, so its processes die while files follow.
+	o.sessions.Retire(slices.Collect(maps.Keys(o.ending)))
+	o.kill(ctx)
 	results, err := o.recon.Apply(s)
 	o.problem("enforce", err)
 	if results != nil {
 		o.results = results
+	}
+	if o.recon.Stale() {
+		o.spawnSmall(ctx, func() {
+			err := o.recon.Forget(ctx)
+			o.post(ctx, func(context.Context) { o.problem("name service cache", err) })
+		})
 	}
 	o.publishGate()
 	if len(o.carried) > 0 && len(o.enforced()) < len(s.Live) {
@@ -86,7 +97,7 @@ func (o *owner) reconcile(ctx context.Context) {
 	}
 	o.publishSessions(ctx)
 	o.setTimer()
-	o.say()
+	o.say(ctx)
 	o.kill(ctx)
 	if o.recon.Pending(o.results) {
 		o.check(ctx, s)
@@ -117,13 +128,18 @@ func (o *owner) check(ctx context.Context, s enforce.State) {
 func (o *owner) publishGate() {
 	principals, _ := o.settings.rules().Principals(o.recon.Local(), o.store.UIDs())
 	t := &gate.Table{
-		Mode: o.settings.mode(), People: principals, MayOpen: o.mayOpen(), Roles: o.roles(),
+		People: principals, MayOpen: o.mayOpen(), Roles: o.roles(),
+		MayOpenLocal: o.mayOpenLocal(),
 	}
+	t.Mode, t.Trial = o.mode()
+	once := make(map[grant.ID]bool)
 	for _, r := range o.results {
 		if r.Applied() {
 			t.Live = append(t.Live, r.Live)
+			once[r.Live.ID] = r.Live.Unused || r.Live.Terms.GetSingleUse()
 		}
 	}
+	o.once.Store(&once)
 	o.gate.Publish(t)
 }
 
@@ -144,7 +160,6 @@ func (o *owner) mayOpen() error {
 	if errors.Is(err, grant.ErrLease) && !o.leaseOver && o.ledger.Sequence() > 0 {
 		o.leaseOver = true
 		o.rec.note(trail.KindLeaseExpired, nil)
-		o.log.Warn("nothing new opens: the control plane is silent for too long")
 	}
 	if o.refused != "" {
 		err = cmp.Or(err, errors.New("the control plane refuses this host: "+o.refused))
@@ -160,40 +175,99 @@ func (o *owner) publishSessions(ctx context.Context) {
 		}
 		live = append(live, session.Live{
 			GrantID: r.Live.ID, RequestID: r.Live.Terms.GetRequestId(),
-			Login: r.Subject.Login, UID: r.Subject.UID, Class: r.Subject.Class, Role: r.Live.Terms.GetRole(), Start: r.Live.Start, End: r.Live.End,
-			BootDeadline: r.Live.BootDeadline,
+			Login: r.Subject.Login, UID: r.Subject.UID, Class: r.Subject.Class,
+			Role: r.Live.Terms.GetRole(), Start: r.Live.Start, End: r.Live.End,
+			BootDeadline: r.Live.BootDeadline, Local: r.Live.Local,
+			RootEquivalent: r.Live.Terms.GetRootEquivalent(), GIDs: o.gidsOf(r.Live),
 		})
 	}
 	o.sessions.Publish(live)
 	o.arm(ctx, live)
+	o.warnLease(live)
 	if o.leaseOver && o.settings.LeaseAction == LeaseTerminate {
 		o.terminate(ctx, live)
 	}
 }
 
+// armed is what PID 1's timer of a request was set for: when, and whether the whole login goes then.
+type armed struct {
+	end   time.Time
+	whole bool
+}
+
 // arm sets PID 1's timer of each request that has a new end: it ends the request when this process
-// is dead.
+// is dead. The last request of a login to end takes everything of the login's with it, which is
+// decided anew whenever the login's other requests change.
 func (o *owner) arm(ctx context.Context, live []session.Live) {
 	now := o.cfg.Clock()
 	have := make(map[string]bool)
 	for _, l := range live {
 		have[l.RequestID] = true
-		if o.armed[l.RequestID].Equal(l.End) {
+		target := o.targetOf(l)
+		target.Whole = lastOfLogin(l, live)
+		want := armed{l.End, target.Whole}
+		if was, ok := o.armed[l.RequestID]; ok && was.end.Equal(want.end) && was.whole == want.whole {
 			continue
 		}
-		o.armed[l.RequestID] = l.End
-		target := o.targetOf(l)
+		o.armed[l.RequestID] = want
 		o.spawnSmall(ctx, func() {
 			err := o.sessions.Arm(ctx, target, l.End, l.BootDeadline-now.Boot)
 			o.post(ctx, func(context.Context) {
-				o.problem("backstop of request "+l.RequestID, err)
+				if _, live := o.armed[l.RequestID]; !live {
+					return // it ended meanwhile: disarmStale sees to what was armed
+				}
+				o.problem(backstopOf+l.RequestID, err)
 				if err != nil {
 					delete(o.armed, l.RequestID) // tried again by the next round
 				}
 			})
 		})
 	}
-	maps.DeleteFunc(o.armed, func(id string, _ time.Time) bool { return !have[id] })
+	maps.DeleteFunc(o.armed, func(id string, _ armed) bool { return !have[id] })
+	for about := range o.problems {
+		if id, ok := strings.CutPrefix(about, backstopOf); ok && !have[id] {
+			o.problem(about, nil)
+		}
+	}
+}
+
+// backstopOf begins what a problem with a request's timer is about.
+const backstopOf = "backstop of request "
+
+// disarmStale takes away the timers of requests that are over. Each end does so itself, but a PID 1
+// that is too busy to answer may set a timer late or keep one; it would end the person's next request.
+func (o *owner) disarmStale(ctx context.Context) {
+	o.spawnSmall(ctx, func() {
+		set, err := o.sessions.Backstops(ctx)
+		if err != nil {
+			o.log.Warn("looking for PID 1's timers", "error", err)
+			return
+		}
+		o.post(ctx, func(ctx context.Context) {
+			stale := slices.DeleteFunc(set, func(id string) bool {
+				_, live := o.armed[id]
+				return live || o.ending[id] != nil || slices.ContainsFunc(o.live(), func(l grant.Live) bool {
+					return l.Terms.GetRequestId() == id
+				})
+			})
+			if len(stale) == 0 {
+				return
+			}
+			o.spawnSmall(ctx, func() {
+				if err := o.sessions.Disarm(ctx, stale...); err != nil {
+					o.log.Warn("PID 1's timers of ended requests stay", "requests", stale, "error", err)
+				}
+			})
+		})
+	})
+}
+
+// lastOfLogin tells whether a request ends after all others of its login.
+func lastOfLogin(l session.Live, live []session.Live) bool {
+	return !slices.ContainsFunc(live, func(other session.Live) bool {
+		later := cmp.Or(other.End.Compare(l.End), cmp.Compare(other.RequestID, l.RequestID))
+		return other.Login == l.Login && later > 0
+	})
 }
 
 func (o *owner) targetOf(l session.Live) session.Target {
@@ -212,6 +286,9 @@ func (o *owner) setTimer() {
 	now := o.cfg.Clock()
 	wall, boot, ok := o.ledger.Next(now)
 	lease := o.ledger.LeaseEnd(now)
+	if half := lease - o.leaseFor/2; half > now.Boot && !o.leaseWarned {
+		lease = half
+	}
 	if lease > now.Boot && (!ok || lease < boot) {
 		boot = lease
 		if !ok {
@@ -223,35 +300,49 @@ func (o *owner) setTimer() {
 }
 
 // say records each new word about a live grant, once.
-func (o *owner) say() {
+func (o *owner) say(ctx context.Context) {
 	seen := make(map[grant.ID]bool, len(o.results))
+	var notes []*curfewv1.Event
 	for _, r := range o.results {
 		seen[r.Live.ID] = true
 		if r.Status == curfewv1.GrantStatus_GRANT_STATUS_UNSPECIFIED {
 			continue
 		}
-		word := fmt.Sprint(r.Status, r.Detail)
+		word := fmt.Sprint(r.Status, r.Detail, r.Live.Unused)
 		if o.said[r.Live.ID] == word {
 			continue
 		}
 		o.said[r.Live.ID] = word
 		terms := r.Live.Terms
+		o.stands(r)
 		kind := trail.KindGrantApplied
 		if !r.Applied() {
 			kind = trail.KindGrantFailed
-			o.log.Error("a grant cannot be enforced", "grant", r.Live.ID,
-				"request", terms.GetRequestId(), "error", r.Detail)
 		} else {
-			o.log.Info("a grant is enforced", "grant", r.Live.ID, "request", terms.GetRequestId(),
-				"login", terms.GetLogin(), "class", r.Subject.Class, "until", r.Live.End)
+			if r.Live.Terms.GetStartMode() == curfewv1.StartMode_START_MODE_FIRST_USE && !r.Live.Unused {
+				kind = trail.KindGrantStarted
+			}
+			o.watchFor(ctx, r)
 		}
-		o.rec.note(kind, func(e *curfewv1.Event) {
+		notes = append(notes, own(kind, func(e *curfewv1.Event) {
 			e.GrantId, e.RequestId, e.Login = r.Live.ID[:], terms.GetRequestId(), terms.GetLogin()
 			e.Details = detail("role", terms.GetRole(), "error", r.Detail,
 				"until", r.Live.End.UTC().Format(time.RFC3339))
-		})
+			if terms.GetRootEquivalent() {
+				e.Details["root_equivalent"] = "true"
+			}
+		}))
 	}
+	o.rec.noteAll(notes)
 	maps.DeleteFunc(o.said, func(id grant.ID, _ string) bool { return !seen[id] })
+	maps.DeleteFunc(o.listed, func(id grant.ID, _ time.Duration) bool { return !seen[id] })
+}
+
+// reportAgain has the newest state answered once more, with what has changed since.
+func (o *owner) reportAgain() {
+	if o.ack == nil && o.ledger.Sequence() > 0 {
+		o.ack = &pendingAck{epoch: o.ledger.Epoch(), sequence: o.ledger.Sequence()}
+	}
 }
 
 // acknowledge answers the newest state, after it was applied.
@@ -264,13 +355,17 @@ func (o *owner) acknowledge() {
 		TrailCount: o.ledger.TrailCount(),
 	}
 	for _, r := range o.results {
-		if _, replaced := o.carried[r.Live.ID]; replaced {
-			continue
+		if _, replaced := o.carried[r.Live.ID]; replaced || r.Live.Local {
+			continue // the control plane hears of a local grant by its events
 		}
-		ack.Grants = append(ack.Grants, &curfewv1.GrantResult{
+		result := &curfewv1.GrantResult{
 			GrantId: r.Live.ID[:], Status: r.Status, Detail: clip(r.Detail),
-			StartMs: r.Live.Start.UnixMilli(), EndMs: r.Live.End.UnixMilli(),
-		})
+			EndMs: r.Live.End.UnixMilli(),
+		}
+		if !r.Live.Unused {
+			result.StartMs = r.Live.Start.UnixMilli()
+		}
+		ack.Grants = append(ack.Grants, result)
 	}
 	for _, id := range o.ack.missing {
 		result := &curfewv1.GrantResult{
@@ -287,14 +382,13 @@ func (o *owner) acknowledge() {
 }
 
 func clip(s string) string {
-	s = grant.VisibleText(s)
-	return s[:min(len(s), trail.MaxDetail)]
+	return grant.Clip(grant.VisibleText(s), trail.MaxDetail)
 }
 
 // allProblems is what is wrong on this host, in words.
 func (o *owner) allProblems() []string {
 	list := slices.Concat(slices.Sorted(maps.Values(o.problems)), o.recon.Problems(),
-		o.sessions.Problems())
+		o.sessions.Problems(), o.codesProblems())
 	if err := o.mayOpen(); err != nil {
 		list = append(list, err.Error())
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/curfew-access/curfew/agent/store"
 	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/journal"
 	"github.com/curfew-access/curfew/internal/trail"
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
@@ -37,6 +39,14 @@ func (r *recorder) Record(ctx context.Context, e *curfewv1.Event) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	err := r.keep(e)
+	if err == nil {
+		tell(r.log, e)
+	}
+	return err
+}
+
+func (r *recorder) keep(e *curfewv1.Event) error {
 	now := r.clock()
 	e.TimeMs, e.BootId = now.Wall.UnixMilli(), now.BootID
 	r.mu.Lock()
@@ -53,6 +63,12 @@ func (r *recorder) Record(ctx context.Context, e *curfewv1.Event) error {
 		r.added = make(chan struct{})
 	}
 	return nil
+}
+
+// tell puts an event into the journal too, where it can be found by its grant.
+func tell(log hclog.Logger, e *curfewv1.Event) {
+	journal.Event(log, e.GetKind(), e.GetDetails(), "grant", hex.EncodeToString(e.GetGrantId()),
+		"request", e.GetRequestId(), "login", e.GetLogin())
 }
 
 // sayLost puts on the chain what was left out, as soon as there is room again.
@@ -75,17 +91,47 @@ func (r *recorder) sayLost(now grant.Clock) {
 	}
 }
 
-// note records an event of the agent's own. There is nobody to refuse; the log says what was lost.
-func (r *recorder) note(kind string, edit func(*curfewv1.Event)) {
+// note records an event of the agent's own and tells whether it is durable. There is nobody to refuse;
+// the log says what was lost.
+func (r *recorder) note(kind string, edit func(*curfewv1.Event)) bool {
+	return r.noteAll([]*curfewv1.Event{own(kind, edit)})
+}
+
+// own makes an event of the agent's own.
+func own(kind string, edit func(*curfewv1.Event)) *curfewv1.Event {
 	e := &curfewv1.Event{Kind: kind}
 	if edit != nil {
 		edit(e)
 	}
 	for k, v := range e.GetDetails() {
-		v = grant.VisibleText(v)
-		e.Details[k] = v[:min(len(v), trail.MaxDetail)]
+		e.Details[k] = grant.Clip(grant.VisibleText(v), trail.MaxDetail)
 	}
-	_ = r.Record(context.Background(), e) // Record logs its failure
+	return e
+}
+
+// noteAll is note for many events of one moment. They reach the disk together: a host may hold two
+// thousand grants that all end now, and nothing is purged before their ends are recorded.
+func (r *recorder) noteAll(list []*curfewv1.Event) bool {
+	if len(list) == 0 {
+		return true
+	}
+	now := r.clock()
+	for _, e := range list {
+		e.TimeMs, e.BootId = now.Wall.UnixMilli(), now.BootID
+		tell(r.log, e) // also what the chain has no room for
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sayLost(now)
+	kept, err := r.events.AppendAll(list)
+	if err != nil {
+		r.log.Error("events could not be kept", "of", len(list), "error", err)
+	}
+	if kept > 0 {
+		close(r.added)
+		r.added = make(chan struct{})
+	}
+	return err == nil
 }
 
 // after returns events above n, at most limit, and a channel that closes when there are more.
@@ -105,6 +151,13 @@ func (r *recorder) chain() trail.Chain {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.events.Chain()
+}
+
+// unsent is how many events the control plane has not acknowledged.
+func (r *recorder) unsent() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.events.Unsent()
 }
 
 // full returns why nothing new may open when its events could not be kept.

@@ -36,9 +36,18 @@ func listen(path string, mode os.FileMode, gid int) (*net.UnixListener, error) {
 
 // peerUID asks the kernel who is at the other end. It never guesses: an error is a refusal.
 func peerUID(c *net.UnixConn) (uint32, error) {
-	raw, err := c.SyscallConn()
+	cred, err := peer(c)
 	if err != nil {
 		return 0, err
+	}
+	return cred.Uid, nil
+}
+
+// peer is peerUID with the process, which may be gone by now.
+func peer(c *net.UnixConn) (*unix.Ucred, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
 	}
 	var cred *unix.Ucred
 	var errCred error
@@ -46,7 +55,7 @@ func peerUID(c *net.UnixConn) (uint32, error) {
 		cred, errCred = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	})
 	if err = errors.Join(err, errCred); err != nil {
-		return 0, fmt.Errorf("asking who is connected: %w", err)
+		return nil, fmt.Errorf("asking who is connected: %w", err)
 	}
-	return cred.Uid, nil
+	return cred, nil
 }

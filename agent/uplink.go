@@ -45,7 +45,9 @@ type uplink struct {
 type connection struct {
 	conn *net.UnixConn
 	out  chan *curfewv1.HostMessage
-	stop context.CancelFunc
+	// events has no room of its own: a backlog of events must not crowd out what is said meanwhile.
+	events chan *curfewv1.HostMessage
+	stop   context.CancelFunc
 	// welcomed gets the number of events that the control plane holds, once.
 	welcomed chan uint64
 }
@@ -94,7 +96,7 @@ func (u *uplink) replace(
 	}
 	c := &connection{
 		conn: conn, out: make(chan *curfewv1.HostMessage, maxUnsent),
-		welcomed: make(chan uint64, 1),
+		events: make(chan *curfewv1.HostMessage), welcomed: make(chan uint64, 1),
 	}
 	ctx, c.stop = context.WithCancel(ctx)
 	u.current = c
@@ -159,6 +161,10 @@ func (u *uplink) write(ctx context.Context, c *connection) error {
 			if err := u.writeOne(c, m); err != nil {
 				return err
 			}
+		case m := <-c.events:
+			if err := u.writeOne(c, m); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -216,7 +222,7 @@ func (u *uplink) pump(ctx context.Context, c *connection) error {
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
-			case c.out <- m:
+			case c.events <- m:
 				sent = e.GetNumber()
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/curfew-access/curfew/agent/enforce/account"
 	"github.com/curfew-access/curfew/agent/enforce/keys"
@@ -95,6 +96,7 @@ type hostPolicy struct {
 	read    bool
 	policy  sudoers.Policy
 	err     error
+	asked   bool // what sudo it is
 	syntax  error
 }
 
@@ -110,7 +112,16 @@ func (h *hostPolicy) check(ctx context.Context, text []byte) error {
 	if h.syntax != nil {
 		return h.syntax
 	}
+	var asking sync.WaitGroup
+	if !h.asked {
+		h.asked = true
+		asking.Go(func() { h.syntax = h.checker.Genuine(ctx) })
+	}
 	err := h.checker.Syntax(ctx, text)
+	asking.Wait()
+	if h.syntax != nil {
+		return h.syntax
+	}
 	if errors.Is(err, sudoers.ErrTool) {
 		h.syntax = err
 	}
@@ -125,9 +136,19 @@ func (r *Reconciler) admitOne(
 		return verdict{refused: err.Error()}
 	}
 	stood := r.stood(live, subject)
+	// Somebody waits for the access that these programs check: they run side by side.
+	var checks sync.WaitGroup
+	var errFree error
+	if subject.Class == account.ClassAccount {
+		checks.Go(func() { errFree = r.cfg.Directory.Free(ctx, subject.Login, subject.UID) })
+	}
+	if r.cfg.Checker.Present() {
+		checks.Go(func() { _, _ = host.get(ctx) }) // asked again below
+	}
 	err = r.admitRules(ctx, in, live, host)
-	if err == nil && subject.Class == account.ClassAccount {
-		err = r.cfg.Directory.Free(ctx, subject.Login, subject.UID)
+	checks.Wait()
+	if err == nil {
+		err = errFree
 	}
 	outage := errors.Is(err, sudoers.ErrTool) || errors.Is(err, account.ErrDirectory)
 	if err != nil && !(stood && outage) {
@@ -200,6 +221,16 @@ func (r *Reconciler) stood(live grant.Live, s account.Subject) bool {
 	})
 }
 
+// Stands tells whether a live grant's files are on disk, as an agent before this one wrote them.
+func (r *Reconciler) Stands(live grant.Live, rules account.Rules) bool {
+	local, err := account.ReadLocal(r.cfg.Root)
+	if err != nil {
+		return false
+	}
+	subject, err := rules.Classify(local, live.Terms.GetLogin(), live.Terms.GetUid())
+	return err == nil && r.stood(live, subject)
+}
+
 const maxOwnFile = 4 << 20
 
 func (r *Reconciler) onDisk(place, name string, fits func([]byte) bool) bool {
@@ -269,13 +300,18 @@ func (r *Reconciler) Verify(ctx context.Context, results []Result) {
 }
 
 func (r *Reconciler) effect(ctx context.Context, res Result, host *hostPolicy) error {
-	if res.Subject.Class == account.ClassAccount {
-		if err := r.cfg.Directory.Resolves(ctx, res.Subject.Login, res.Subject.UID); err != nil {
-			return err
-		}
+	rules := len(res.Live.Terms.GetSudoRules()) > 0
+	var reading sync.WaitGroup
+	if rules {
+		reading.Go(func() { _, _ = host.get(ctx) }) // asked again below
 	}
-	if len(res.Live.Terms.GetSudoRules()) == 0 {
-		return nil
+	var err error
+	if res.Subject.Class == account.ClassAccount {
+		err = r.cfg.Directory.Resolves(ctx, res.Subject.Login, res.Subject.UID)
+	}
+	reading.Wait()
+	if err != nil || !rules {
+		return err
 	}
 	policy, err := host.get(ctx)
 	if err != nil {

@@ -27,6 +27,9 @@ const (
 	UsersGroup = "curfew-users"
 
 	nologin = "/usr/sbin/nologin"
+
+	// reserveStep keeps the room for a purge from changing with every account.
+	reserveStep = 16 << 10
 )
 
 // Input is everything that decides what the disk should hold.
@@ -41,8 +44,10 @@ type Input struct {
 	// Pending are the grants that the host's checks have not let through yet.
 	Pending map[grant.ID]bool
 	Mode    account.Mode
-	Rules   account.Rules
-	Local   account.Local
+	// Trial bounds ModeEnforce where nobody has confirmed it yet.
+	Trial *account.Trial
+	Rules account.Rules
+	Local account.Local
 	// UIDs is the table of every login that ever had an account here.
 	UIDs map[string]uint32
 	Keys keys.Style
@@ -70,7 +75,10 @@ func (r Result) Applied() bool {
 // Desired turns the live grants into the complete desired content of the disk. It is pure. A grant
 // that cannot be rendered fails alone: nothing of it is in the tree, and the others are untouched.
 func Desired(in Input) (Tree, []Result, error) {
-	d := desired{in: in, dropins: map[string]folder.File{}, keys: map[string]folder.File{}}
+	d := desired{
+		in: in, texts: map[grant.ID][]byte{}, dropins: map[string]folder.File{},
+		keys: map[string]folder.File{},
+	}
 	results := make([]Result, len(in.Live))
 	for i, live := range in.Live {
 		results[i] = d.grant(live)
@@ -81,20 +89,23 @@ func Desired(in Input) (Tree, []Result, error) {
 		return nil, nil, fmt.Errorf("rendering the account snapshot: %w", err)
 	}
 	principals, _ := in.Rules.Principals(in.Local, in.UIDs)
-	gate, err := account.RenderGateTable(in.Mode, principals)
+	if in.Trial != nil {
+		principals = append(principals, account.SelfTest)
+	}
+	gate, err := account.RenderGateTable(in.Mode, in.Trial, principals)
 	if err != nil {
 		return nil, nil, fmt.Errorf("rendering the gate table: %w", err)
 	}
 	for i := range results {
 		if results[i].Applied() {
-			d.dropin(&results[i])
+			d.dropin(results[i])
 		}
 	}
 	d.keyFiles(results)
 	return Tree{
 		{Path: RunDir, Mode: 0o755, Files: map[string]folder.File{
 			Snapshot: {Data: snapshot, Mode: 0o644},
-		}},
+		}, Reserve: (int64(len(snapshot))/reserveStep + 1) * reserveStep},
 		{Path: SudoersDir, Mode: 0o755, Exclusive: true, Files: d.dropins},
 		{Path: KeysDir, Mode: 0o755, Exclusive: true, Files: d.keys},
 		{Path: StateDir, Mode: 0o700, Files: map[string]folder.File{
@@ -105,6 +116,7 @@ func Desired(in Input) (Tree, []Result, error) {
 
 type desired struct {
 	in      Input
+	texts   map[grant.ID][]byte // of drop-ins, rendered on trial
 	dropins map[string]folder.File
 	keys    map[string]folder.File
 }
@@ -139,9 +151,11 @@ func (r Result) failed(err error) Result {
 func (d *desired) fits(r Result) error {
 	terms := r.Live.Terms
 	if len(terms.GetSudoRules()) > 0 {
-		if _, err := sudoers.Render(DropinOf(r.Live)); err != nil {
+		text, err := sudoers.Render(DropinOf(r.Live))
+		if err != nil {
 			return err
 		}
+		d.texts[r.Live.ID] = text
 	}
 	if r.Subject.Class != account.ClassAccount {
 		if len(terms.GetGroups()) > 0 {
@@ -160,8 +174,7 @@ func (d *desired) fits(r Result) error {
 	if err != nil {
 		return err
 	}
-	_, err = account.Render([]account.Account{a}, nil)
-	return err
+	return account.Check(a)
 }
 
 // DropinOf is a grant's sudo rules, as they go into its drop-in.
@@ -182,17 +195,11 @@ func keysOf(r Result) (list []keys.Key) {
 	return list
 }
 
-func (d *desired) dropin(r *Result) {
-	if len(r.Live.Terms.GetSudoRules()) == 0 {
-		return
+func (d *desired) dropin(r Result) {
+	if text, ok := d.texts[r.Live.ID]; ok {
+		// The name comes from the grant's id alone: no two grants share it, and no dot makes sudo skip it.
+		d.dropins[r.Live.ID.String()] = folder.File{Data: text, Mode: 0o440}
 	}
-	text, err := sudoers.Render(DropinOf(r.Live))
-	if err != nil {
-		*r = r.failed(err)
-		return
-	}
-	// The name comes from the grant's id alone: no two grants share it, and no dot makes sudo skip it.
-	d.dropins[r.Live.ID.String()] = folder.File{Data: text, Mode: 0o440}
 }
 
 func (d *desired) keyFiles(results []Result) {
@@ -230,7 +237,7 @@ func (d *desired) accounts(results []Result) []account.Account {
 	for _, login := range slices.Sorted(maps.Keys(groups)) {
 		a, err := d.account(groups[login])
 		if err == nil {
-			_, err = account.Render([]account.Account{a}, nil)
+			err = account.Check(a)
 		}
 		if err != nil {
 			for i := range results {
@@ -250,7 +257,7 @@ func (d *desired) accounts(results []Result) []account.Account {
 			continue
 		}
 		a := d.ended(e)
-		if _, err := account.Render([]account.Account{a}, nil); err == nil {
+		if account.Check(a) == nil {
 			have[e.Login], taken[e.UID] = true, true
 			list = append(list, a)
 		}
@@ -287,7 +294,7 @@ func (d *desired) account(results []Result) (account.Account, error) {
 		if r.Live.Terms.GetAllowLogin() {
 			a.Shell = d.in.Rules.Shell
 		}
-		gids, err := d.gids(r.Live.Terms.GetGroups())
+		gids, err := d.gids(r.Live.Terms)
 		if err != nil {
 			return a, err
 		}
@@ -315,14 +322,20 @@ func (d *desired) account(results []Result) (account.Account, error) {
 	return a, nil
 }
 
-func (d *desired) gids(names []string) (gids []uint32, err error) {
-	for _, name := range names {
+func (d *desired) gids(terms *curfewv1.Terms) (gids []uint32, err error) {
+	for _, name := range terms.GetGroups() {
 		g, ok := d.in.Local.Group(name)
 		if !ok {
 			return nil, fmt.Errorf("group %s does not exist in /etc/group", name)
 		}
 		if g.GID == 0 {
 			return nil, fmt.Errorf("group %s has gid 0, which is never given", name)
+		}
+		// The number is what counts: approvers were not told that this name is docker's.
+		for _, other := range d.in.Local.Groups {
+			if other.GID == g.GID && grant.GroupRootEquivalent(other.Name) && !terms.GetRootEquivalent() {
+				return nil, fmt.Errorf("group %s has the gid of %s, which is root-equivalent", name, other.Name)
+			}
 		}
 		gids = append(gids, g.GID)
 	}

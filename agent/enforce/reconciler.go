@@ -10,11 +10,13 @@
 package enforce
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"path"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -57,6 +59,7 @@ type State struct {
 	Live   []grant.Live
 	Ending []Ending
 	Mode   account.Mode
+	Trial  *account.Trial // of ModeEnforce, or nil
 	Rules  account.Rules
 }
 
@@ -68,12 +71,17 @@ type Reconciler struct {
 	mu    sync.Mutex // guards what follows
 	local account.Local
 	tree  Tree // nil before the first Apply
+	last  rendered
 	// verdicts are the host's checks of live grants; applied are those that were enforced last.
 	verdicts map[grant.ID]verdict
 	applied  map[grant.ID]bool
 	problems []string
+	// unwatched says why nobody watches the files, or is empty.
+	unwatched string
 
 	repaired atomic.Uint64
+	// stale: the snapshot has changed, so that a name service's cache may answer from before.
+	stale atomic.Bool
 }
 
 // New opens the file system's root.
@@ -86,10 +94,13 @@ func New(cfg Config) (*Reconciler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reconciler: %w", err)
 	}
-	return &Reconciler{
+	r := &Reconciler{
 		cfg: cfg, root: root, verdicts: make(map[grant.ID]verdict),
 		applied: make(map[grant.ID]bool),
-	}, nil
+	}
+	// Whose processes an ended grant's are is asked before the first Apply, which says what is wrong.
+	r.local, _ = account.ReadLocal(cfg.Root)
+	return r, nil
 }
 
 // Close releases the root folder.
@@ -102,6 +113,9 @@ func (r *Reconciler) DriftRepaired() uint64 { return r.repaired.Load() }
 func (r *Reconciler) Problems() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.unwatched != "" {
+		return append(slices.Clone(r.problems), r.unwatched)
+	}
 	return slices.Clone(r.problems)
 }
 
@@ -113,7 +127,7 @@ func (r *Reconciler) Apply(s State) ([]Result, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	in := Input{
-		Live: s.Live, Ending: s.Ending, Mode: s.Mode, Rules: s.Rules, Keys: r.cfg.Keys,
+		Live: s.Live, Ending: s.Ending, Mode: s.Mode, Trial: s.Trial, Rules: s.Rules, Keys: r.cfg.Keys,
 		Refused: make(map[grant.ID]string), Pending: make(map[grant.ID]bool),
 	}
 	local, errLocal := account.ReadLocal(r.cfg.Root)
@@ -163,13 +177,16 @@ func (r *Reconciler) gather(in *Input) {
 func (r *Reconciler) rounds(in Input) ([]Result, []Failure, error) {
 	var all []Failure
 	for {
-		tree, results, err := Desired(in)
+		tree, results, err := r.desired(in)
 		if err != nil {
 			return nil, all, err
 		}
 		drift := r.tree.equal(tree)
 		repairs, failures := Sync(r.root, tree)
 		r.tree = tree
+		if slices.ContainsFunc(repairs, func(p Repair) bool { return path.Base(p.Path) == Snapshot }) {
+			r.stale.Store(true)
+		}
 		if drift {
 			r.report(repairs)
 		}
@@ -180,6 +197,27 @@ func (r *Reconciler) rounds(in Input) ([]Result, []Failure, error) {
 		}
 		maps.Copy(in.Refused, more)
 	}
+}
+
+// rendered is what Desired last made, and of what.
+type rendered struct {
+	in      Input
+	tree    Tree
+	results []Result
+}
+
+// desired is Desired. That is pure, and most rounds change nothing: with a thousand grants it makes ten
+// megabytes, several times a minute.
+func (r *Reconciler) desired(in Input) (Tree, []Result, error) {
+	if r.last.tree == nil || !reflect.DeepEqual(in, r.last.in) {
+		tree, results, err := Desired(in)
+		if err != nil {
+			return nil, nil, err
+		}
+		in.Refused = maps.Clone(in.Refused) // rounds adds to it
+		r.last = rendered{in, tree, results}
+	}
+	return r.last.tree, slices.Clone(r.last.results), nil
 }
 
 // blame tells which applied grants a failed path concerns: those it belongs to, and of a file that
@@ -280,7 +318,14 @@ func grantOf(p string) string {
 	return ""
 }
 
-// Local returns the host's users and groups as of the last Apply.
+// Stale tells, once after each change of the account snapshot, that Forget is due.
+func (r *Reconciler) Stale() bool { return r.stale.Swap(false) }
+
+// Forget has the name service's cache, where one runs, forget accounts: it would give an ended account
+// its shell and groups for minutes. It may take its time.
+func (r *Reconciler) Forget(ctx context.Context) error { return r.cfg.Directory.Forget(ctx) }
+
+// Local returns the host's users and groups as of New or the last Apply.
 func (r *Reconciler) Local() account.Local {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -19,6 +19,8 @@ type Place struct {
 	Mode      fs.FileMode
 	Exclusive bool
 	Files     map[string]folder.File
+	// Reserve is how many bytes are kept aside here for a purge on a full disk.
+	Reserve int64
 }
 
 // Repair is one thing that Sync found otherwise than desired, and put right.
@@ -109,6 +111,14 @@ func (s syncer) remove(dir *folder.Folder, p Place) {
 }
 
 func (s syncer) write(dir *folder.Folder, p Place) {
+	if p.Reserve > 0 {
+		// Where there is no room to take access away again, none is given.
+		defer func() {
+			if err := dir.Reserve(p.Reserve); err != nil {
+				s.failed(p.Path, err)
+			}
+		}()
+	}
 	for _, name := range sortedNames(p.Files) {
 		want := p.Files[name]
 		same, err := dir.Holds(name, want)

@@ -15,14 +15,43 @@ import (
 // settle is how long a burst of file events is gathered before one repair.
 const settle = 10 * time.Millisecond
 
-// Run puts files right as soon as somebody changes them, until ctx ends. Losing the watch is an
-// error; Apply, called every 30 s, still covers the host then.
+// rewatch is how long files go unwatched before the watch is tried again.
+const rewatch = 30 * time.Second
+
+// Run puts files right as soon as somebody changes them, until ctx ends. A watch cannot always be
+// had: the kernel's limit of them is one for root in all containers of a machine. Nobody's access
+// hangs on it, so that is a problem to be told and no reason to stop: Apply, called every 30 s, covers
+// the host meanwhile.
 func (r *Reconciler) Run(ctx context.Context) error {
+	for {
+		err := r.follow(ctx)
+		if err == nil {
+			return nil
+		}
+		r.cfg.Log.Error("files of Curfew's are not watched; they are checked every 30 s", "error", err)
+		r.setUnwatched(err.Error())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(rewatch):
+		}
+	}
+}
+
+func (r *Reconciler) setUnwatched(why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.unwatched = why
+}
+
+// follow watches until ctx ends, and returns nil then.
+func (r *Reconciler) follow(ctx context.Context) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("watching Curfew's files: %w", err)
 	}
 	defer func() { _ = w.Close() }() // nothing to lose
+	r.setUnwatched("")
 	r.watch(w)
 	for {
 		select {

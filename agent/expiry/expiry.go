@@ -60,10 +60,15 @@ type Due struct {
 // Config of a Timer. Clock is the agent's reading of both clocks; it may differ from the kernel's by
 // a constant, and deadlines are meant on it. OnDue is called from Run's goroutine, one call at a
 // time; while it runs, wake-ups are not lost but merged. Rescan 0 means DefaultRescan.
+//
+// OnPulse is called each Pulse from the same goroutine, woken by the same timer as for a deadline: as
+// long as it is called, ends are noticed. Pulse 0 means never.
 type Config struct {
-	Clock  func() grant.Clock
-	OnDue  func(Due)
-	Rescan time.Duration
+	Clock   func() grant.Clock
+	OnDue   func(Due)
+	Rescan  time.Duration
+	OnPulse func()
+	Pulse   time.Duration
 }
 
 // Timer wakes at the earliest of two deadlines. Set may be called from any goroutine, Run once.
@@ -79,6 +84,7 @@ type Timer struct {
 	dueWall  time.Time
 	dueBoot  time.Duration
 	rescanAt time.Duration // on the boot-time clock
+	pulseAt  time.Duration // on the boot-time clock
 	offset   time.Duration // wall minus boot at the last look
 }
 
@@ -90,8 +96,11 @@ func New(cfg Config) (*Timer, error) {
 	if cfg.Rescan == 0 {
 		cfg.Rescan = DefaultRescan
 	}
-	if cfg.Rescan < 0 {
-		return nil, fmt.Errorf("expiry: rescan every %v", cfg.Rescan)
+	if cfg.Rescan < 0 || cfg.Pulse < 0 {
+		return nil, fmt.Errorf("expiry: rescan every %v, pulse every %v", cfg.Rescan, cfg.Pulse)
+	}
+	if cfg.Pulse > 0 && cfg.OnPulse == nil {
+		return nil, errors.New("expiry: a pulse that nobody takes")
 	}
 	wall, err := timerfd(unix.CLOCK_REALTIME, "wall clock timer")
 	if err != nil {
@@ -104,7 +113,7 @@ func New(cfg Config) (*Timer, error) {
 	now := cfg.Clock()
 	t := &Timer{
 		cfg: cfg, wall: wall, boot: boot, wake: make(chan struct{}, 1),
-		offset: offset(now), rescanAt: now.Boot + cfg.Rescan,
+		offset: offset(now), rescanAt: now.Boot + cfg.Rescan, pulseAt: now.Boot + cfg.Pulse,
 	}
 	if err := t.arm(); err != nil {
 		return nil, errors.Join(err, wall.Close(), boot.Close())
@@ -183,6 +192,9 @@ func (t *Timer) loop(ctx context.Context) error {
 		if due, ok := t.look(); ok {
 			t.cfg.OnDue(due)
 		}
+		if t.pulse() {
+			t.cfg.OnPulse()
+		}
 		if err := t.arm(); err != nil {
 			if ctx.Err() != nil {
 				return nil // the timers were closed
@@ -215,6 +227,17 @@ func (t *Timer) look() (Due, bool) {
 	return due, true
 }
 
+func (t *Timer) pulse() bool {
+	now := t.cfg.Clock().Boot
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.cfg.Pulse == 0 || now < t.pulseAt {
+		return false
+	}
+	t.pulseAt = now + t.cfg.Pulse
+	return true
+}
+
 // arm sets both timers. They run on the kernel's clocks, so the deadline is moved by what the
 // agent's reading differs from them.
 func (t *Timer) arm() error {
@@ -223,6 +246,9 @@ func (t *Timer) arm() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	boot, wall := t.rescanAt, now.Wall.Add(t.cfg.Rescan)
+	if t.cfg.Pulse > 0 {
+		boot = min(boot, t.pulseAt)
+	}
 	if t.set {
 		boot = min(boot, t.dueBoot)
 		if t.dueWall.Before(wall) {

@@ -2,11 +2,16 @@ package expiry
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/curfew-access/curfew/internal/grant"
 )
@@ -165,6 +170,41 @@ func TestSlewIsNoJump(t *testing.T) {
 	f := start(t, 100*time.Millisecond)
 	f.skew.Store(int64(900 * time.Millisecond))
 	f.expect(CauseRescan, 100*time.Millisecond)
+}
+
+// F4: there is a timer on the clock that counts suspend (CLOCK_BOOTTIME, 7), and one on the wall clock
+// (CLOCK_REALTIME, 0) that also fires when that is set. The kernel says so itself: no test may set
+// the machine's clock or put it to sleep.
+func TestTimersAreOnTheRightClocks(t *testing.T) {
+	f := start(t, time.Hour)
+	now := f.clock()
+	f.timer.Set(now.Wall.Add(time.Hour), now.Boot+time.Hour, true)
+	for _, want := range []struct {
+		file  *os.File
+		clock int
+		onSet bool
+	}{{f.timer.boot, unix.CLOCK_BOOTTIME, false}, {f.timer.wall, unix.CLOCK_REALTIME, true}} {
+		conn, err := want.file.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var info []byte
+		var failed error
+		err = conn.Control(func(fd uintptr) {
+			info, failed = os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", fd))
+		})
+		if err = errors.Join(err, failed); err != nil {
+			t.Fatal(err)
+		}
+		text := string(info)
+		if !strings.Contains(text, fmt.Sprintf("clockid: %d\n", want.clock)) {
+			t.Errorf("want one on clock %d:\n%s", want.clock, text)
+		}
+		// proc_pid_fdinfo(5): the flags are octal, TFD_TIMER_ABSTIME is 1, TFD_TIMER_CANCEL_ON_SET 2.
+		if onSet := strings.Contains(text, "settime flags: 03\n"); onSet != want.onSet {
+			t.Errorf("the %s fires when the clock is set: %v\n%s", want.file.Name(), onSet, text)
+		}
+	}
 }
 
 func TestConfigIsChecked(t *testing.T) {

@@ -19,7 +19,7 @@ func (f *Folder) Append(name string, data []byte, mode fs.FileMode) error {
 		Flags: unix.O_WRONLY | unix.O_APPEND | unix.O_CREAT | unix.O_CLOEXEC | unix.O_NOFOLLOW |
 			unix.O_NONBLOCK,
 		Mode:    uint64(mode.Perm()),
-		Resolve: resolve,
+		Resolve: resolveFile,
 	})
 	if err != nil {
 		return fmt.Errorf("appending to %s: %w", f.join(name), err)
@@ -32,14 +32,11 @@ func (f *Folder) Append(name string, data []byte, mode fs.FileMode) error {
 }
 
 func (f *Folder) appendTo(fd int, data []byte) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	st, err := ownFile(fd)
+	if err != nil {
 		return err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || int(st.Uid) != os.Geteuid() {
-		return fmt.Errorf("%w: not a regular file of this process", ErrUnsafe)
-	}
-	err := f.writeAll(fd, data)
+	err = f.writeAll(fd, data)
 	if err == nil {
 		err = f.kernel.Fsync(fd)
 	}
@@ -52,13 +49,28 @@ func (f *Folder) appendTo(fd int, data []byte) error {
 	return nil
 }
 
+// ownFile refuses what is no regular file of this process.
+func ownFile(fd int) (unix.Stat_t, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return st, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || int(st.Uid) != os.Geteuid() {
+		return st, fmt.Errorf("%w: not a regular file of this process", ErrUnsafe)
+	}
+	return st, nil
+}
+
 // Truncate cuts name to size bytes and fsyncs it.
 func (f *Folder) Truncate(name string, size int64) error {
 	file, err := f.openFile(name, unix.O_WRONLY)
 	if err != nil {
 		return err
 	}
-	err = f.kernel.Ftruncate(int(file.Fd()), size)
+	_, err = ownFile(int(file.Fd()))
+	if err == nil {
+		err = f.kernel.Ftruncate(int(file.Fd()), size)
+	}
 	if err == nil {
 		err = f.kernel.Fsync(int(file.Fd()))
 	}

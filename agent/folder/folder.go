@@ -30,8 +30,12 @@ const (
 	maxDepth   = 64
 )
 
-// resolve is how every look-up goes: never out of the folder, never through a link.
-const resolve = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
+// resolve is how every look-up goes: never out of the folder, never through a link. A file is never
+// one that was mounted over its name either.
+const (
+	resolve     = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
+	resolveFile = resolve | unix.RESOLVE_NO_XDEV
+)
 
 // ErrUnsafe means that something on the way is not what it should be: a link, a strange type, a
 // foreign owner, or writable by others.
@@ -221,7 +225,8 @@ func (f *Folder) Read(name string, limit int64) (data []byte, err error) {
 func (f *Folder) Holds(name string, want File) (bool, error) {
 	file, err := f.openFile(name, unix.O_RDONLY)
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENXIO):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENXIO),
+		errors.Is(err, unix.EXDEV):
 		return false, nil
 	case err != nil:
 		return false, err
@@ -243,8 +248,20 @@ func (f *Folder) Holds(name string, want File) (bool, error) {
 }
 
 // Write makes name exactly want, whatever stood there: the old content or the new, never a part.
-// When it fails, the old content stands.
+// When it fails, the old content stands. On a full disk, what is not larger than what it replaces is
+// written all the same as long as Reserve has kept room.
 func (f *Folder) Write(name string, want File) error {
+	err := f.replace(name, want)
+	if !errors.Is(err, unix.ENOSPC) || !f.Shrinks(name, want) {
+		return err
+	}
+	if errFree := f.Remove(reserve); errFree != nil {
+		return errors.Join(err, errFree)
+	}
+	return f.replace(name, want)
+}
+
+func (f *Folder) replace(name string, want File) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
@@ -275,7 +292,7 @@ func (f *Folder) create(name string, want File) error {
 	fd, err := f.kernel.Openat2(f.fd(), name, &unix.OpenHow{
 		Flags:   unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_CLOEXEC | unix.O_NOFOLLOW,
 		Mode:    0o600,
-		Resolve: resolve,
+		Resolve: resolveFile,
 	})
 	if err != nil {
 		return fmt.Errorf("create: %w", err)
@@ -333,7 +350,7 @@ func (f *Folder) openFile(name string, flags uint64) (*os.File, error) {
 	fd, err := f.kernel.Openat2(f.fd(), name, &unix.OpenHow{
 		// O_NONBLOCK: a pipe in the file's place must not hang us.
 		Flags:   flags | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY,
-		Resolve: resolve,
+		Resolve: resolveFile,
 	})
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: f.join(name), Err: err}

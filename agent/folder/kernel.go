@@ -13,6 +13,7 @@ type Kernel interface {
 	Fchown(fd, uid, gid int) error
 	Fchmod(fd int, mode uint32) error
 	Ftruncate(fd int, size int64) error
+	Fallocate(fd int, size int64) error
 	Fsync(fd int) error
 	Renameat(dirfd int, from, to string) error
 	Unlinkat(dirfd int, name string, flags int) error
@@ -48,6 +49,9 @@ func (Linux) Fchmod(fd int, mode uint32) error { return unix.Fchmod(fd, mode) }
 
 // Ftruncate is ftruncate(2).
 func (Linux) Ftruncate(fd int, size int64) error { return unix.Ftruncate(fd, size) }
+
+// Fallocate is fallocate(2) for the first size bytes.
+func (Linux) Fallocate(fd int, size int64) error { return unix.Fallocate(fd, 0, 0, size) }
 
 // Fsync is fsync(2).
 func (Linux) Fsync(fd int) error { return unix.Fsync(fd) }

@@ -24,16 +24,25 @@ func (s *Server) answer(ctx context.Context, r gatewire.Request, caller *process
 	conn *net.UnixConn,
 ) (decision, *opened) {
 	now := s.cfg.Clock()
-	q := question{Request: r, caller: caller.Process, now: now}
+	q := question{Request: r, pid: caller.PID, uid: caller.RealUID, now: now}
 	t := s.table.Load()
 	if t == nil {
 		return s.unready(q), nil
 	}
-	if owner, ok := s.cfg.Sessions.Owner(caller.Process); ok {
-		q.owner = owner
+	look := sync.OnceValues(caller.Read)
+	if asksOwner(q.Service) {
+		p, err := look()
+		if err != nil {
+			s.cfg.Log.Error("looking at who asks", "question", q.String(), "error", err)
+			return tryAgain(Person{}, err.Error()), nil
+		}
+		q.owner, _ = s.cfg.Sessions.Owner(p)
 	}
 	d := decide(t, s.cfg.Host, q)
-	if t.Mode == account.ModeObserve {
+	if d.person.Login == account.SelfTest.Name {
+		return d, nil // answered as if enforcing, whatever the mode, and not recorded: nobody was there
+	}
+	if t.observes(now) {
 		return s.observe(ctx, q, d), nil
 	}
 	switch d.verdict {
@@ -47,14 +56,21 @@ func (s *Server) answer(ctx context.Context, r gatewire.Request, caller *process
 	case gatewire.Ignore, gatewire.TryAgain:
 		return d, nil
 	}
-	o, err := s.open(ctx, q, d, caller, conn)
+	o, err := s.open(ctx, q, d, caller, look, conn)
 	if err == nil {
 		return d, o
 	}
 	s.cfg.Log.Error("opening a session", "login", d.person.Login, "service", q.Service,
 		"request", d.grant.Terms.GetRequestId(), "error", err)
 	again := tryAgain(d.person, err.Error())
-	if errors.Is(err, session.ErrNotLive) {
+	if errors.Is(err, account.ErrNoHome) {
+		// Trying again does not help, and the module has words of its own for what does.
+		again.verdict = gatewire.Deny
+		again.text = fmt.Sprintf("%s has no home on %s and Curfew cannot make it: its administrators see why in "+
+			"curfew log", d.person.Login, s.cfg.Host)
+	}
+	if errors.Is(err, session.ErrNotLive) || errors.Is(err, grant.ErrNotLive) ||
+		errors.Is(err, grant.ErrUsed) {
 		again = t.deny(d, s.cfg.Host, q.Service, err.Error())
 	}
 	s.recordDenial(ctx, deniedKind(q.Service), q, again)
@@ -64,7 +80,7 @@ func (s *Server) answer(ctx context.Context, r gatewire.Request, caller *process
 // unready is the answer before the first table: the agent has not yet checked what has expired.
 // Root and system users do not wait for it.
 func (s *Server) unready(q question) decision {
-	if byRealUID[q.Service] && q.caller.RealUID() < firstPerson || q.User == "root" {
+	if byRealUID[q.Service] && q.uid < firstPerson || q.User == "root" {
 		return decision{verdict: gatewire.Ignore}
 	}
 	return tryAgain(Person{}, "the agent is starting")
@@ -79,16 +95,15 @@ func (s *Server) observe(ctx context.Context, q question, d decision) decision {
 	return decision{verdict: gatewire.Ignore}
 }
 
-// open makes a session of an allowed question.
+// open makes a session of an allowed question, of who the caller was when it asked.
 func (s *Server) open(ctx context.Context, q question, d decision, caller *process.Handle,
-	conn *net.UnixConn,
+	look func() (process.Process, error), conn *net.UnixConn,
 ) (*opened, error) {
-	// The caller may have moved since it was first looked at: pam_systemd runs right before.
-	p, err := caller.Again()
+	p, err := look()
 	if err != nil {
 		return nil, err
 	}
-	request := d.grant.Terms.GetRequestId()
+	request, home := d.grant.Terms.GetRequestId(), session.AtHome(p, d.person.UID)
 	if d.treatment == elevate && !s.cfg.Sessions.InCage(p, request) {
 		if p.CGroup, err = s.cfg.Sessions.Move(ctx, p.PID, request, d.person.UID); err != nil {
 			return nil, err
@@ -103,8 +118,9 @@ func (s *Server) open(ctx context.Context, q question, d decision, caller *proce
 		TTY: q.TTY, RHost: q.RHost, PID: p.PID, StartTicks: p.StartTicks,
 		LoginUID: p.LoginUID, AuditSession: p.AuditSession, CGroup: p.CGroup,
 	}
-	if !opening.Elevation && p.LoginUID != d.person.UID {
-		// Somebody else's audit session, such as a daemon's that logs people in: not to be killed.
+	if p.LoginUID != d.person.UID || opening.Elevation && !home {
+		// Somebody else's audit session, such as a daemon's that logs people in, or one whose processes
+		// stand elsewhere by right, such as a job of cron's: not to be killed.
 		opening.LoginUID, opening.AuditSession = session.NoAudit, session.NoAudit
 	}
 	if isHungUp(conn) {
@@ -142,7 +158,7 @@ func (s *Server) recordDenial(ctx context.Context, kind string, q question, d de
 	}
 	details := map[string]string{
 		"service": q.Service, "op": q.Op.String(), "why": cut(d.why),
-		"uid": strconv.FormatUint(uint64(q.caller.RealUID()), 10), "pid": strconv.Itoa(q.caller.PID),
+		"uid": strconv.FormatUint(uint64(q.uid), 10), "pid": strconv.Itoa(q.pid),
 	}
 	for key, value := range map[string]string{"user": q.User, "rhost": q.RHost, "tty": q.TTY} {
 		if value != "" {
@@ -164,8 +180,7 @@ func (s *Server) recordDenial(ctx context.Context, kind string, q question, d de
 
 // cut makes text that others wrote fit for a detail.
 func cut(text string) string {
-	text = grant.VisibleText(text)
-	return text[:min(len(text), trail.MaxDetail)]
+	return grant.Clip(grant.VisibleText(text), trail.MaxDetail)
 }
 
 // recordLimit is how long a no waits for its own event.
@@ -218,5 +233,5 @@ func (n *denials) next(login string, now grant.Clock) (unrecorded int, ok bool) 
 
 // String shows a question in logs.
 func (q question) String() string {
-	return fmt.Sprintf("%v of %s for %q by process %d", q.Op, q.Service, q.User, q.caller.PID)
+	return fmt.Sprintf("%v of %s for %q by process %d", q.Op, q.Service, q.User, q.pid)
 }

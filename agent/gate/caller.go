@@ -10,6 +10,9 @@ import (
 	"github.com/curfew-access/curfew/agent/enforce/session/process"
 )
 
+// errHungUp: nobody waits for an answer.
+var errHungUp = errors.New("the caller hung up")
+
 // callerOf takes hold of the process that connected. SO_PEERPIDFD (Linux 6.5) names it for good;
 // before that, its pid may already be another's, so the connection must still be open afterwards:
 // the kernel closes it with its owner, unless a child holds a copy.
@@ -49,7 +52,7 @@ func peer(fd int) (*process.Handle, error) {
 		return nil, err
 	}
 	if hungUp(fd) {
-		return nil, errors.Join(errors.New("the caller hung up"), handle.Close())
+		return nil, errors.Join(errHungUp, handle.Close())
 	}
 	return handle, nil
 }

@@ -9,7 +9,6 @@ import (
 
 	"github.com/curfew-access/curfew/agent/enforce/account"
 	"github.com/curfew-access/curfew/agent/enforce/session"
-	"github.com/curfew-access/curfew/agent/enforce/session/process"
 	"github.com/curfew-access/curfew/internal/gatewire"
 	"github.com/curfew-access/curfew/internal/grant"
 )
@@ -20,8 +19,9 @@ const firstPerson = 1000
 // question is a request with what the kernel says of who sent it.
 type question struct {
 	gatewire.Request
-	caller process.Process
-	// owner is the request that the caller runs under already, or "".
+	pid int
+	uid uint32 // the real one
+	// owner is the request that the caller runs under already, or "". Known where asksOwner says so.
 	owner string
 	now   grant.Clock
 }
@@ -41,11 +41,11 @@ type decision struct {
 // decide answers from the table alone. It is pure: the same table, question and time give the same
 // answer.
 func decide(t *Table, host string, q question) decision {
-	if q.UID != q.caller.RealUID() {
+	if q.UID != q.uid {
 		return decision{
 			verdict: gatewire.Deny, why: "the message names another uid than the kernel",
 			text:   "Curfew cannot tell who asks",
-			person: Person{UID: q.caller.RealUID()},
+			person: Person{UID: q.uid},
 		}
 	}
 	answer := decision{verdict: gatewire.Ignore}
@@ -68,11 +68,10 @@ func decide(t *Table, host string, q question) decision {
 func (t *Table) subjects(q question) []Person {
 	var people []Person
 	if byRealUID[q.Service] {
-		uid := q.caller.RealUID()
-		if uid < firstPerson {
+		if q.uid < firstPerson {
 			return nil // root passes, also inside a grant's session, where it stays
 		}
-		if p, ok := t.byUID[uid]; ok {
+		if p, ok := t.byUID[q.uid]; ok {
 			people = append(people, p)
 			if p.Class == account.ClassExempt {
 				return people // break-glass becomes whom it wants
@@ -107,16 +106,18 @@ func (t *Table) judge(host string, q question, p Person) decision {
 		if d.treatment == elevate {
 			return len(g.Terms.GetSudoRules()) == 0
 		}
-		return !g.Terms.GetAllowLogin()
+		return !g.Terms.GetAllowLogin() || d.treatment == login && g.Used
 	})
-	switch {
-	case len(useful) == 0:
+	if len(useful) == 0 {
 		return t.deny(d, host, q.Service, t.lacks(p, d.treatment, open))
-	case t.MayOpen != nil && !q.running(useful):
-		d.verdict = gatewire.Deny
-		d.why = t.MayOpen.Error()
-		d.text = fmt.Sprintf("Curfew: %s cannot get in on %s now: %v", p.Login, host, t.MayOpen)
-		return d
+	}
+	if t.MayOpen != nil && !q.running(useful) {
+		if useful = t.stillOpens(useful); len(useful) == 0 {
+			d.verdict = gatewire.Deny
+			d.why = t.MayOpen.Error()
+			d.text = fmt.Sprintf("Curfew: %s cannot get in on %s now: %v", p.Login, host, t.MayOpen)
+			return d
+		}
 	}
 	return t.choose(d, host, q, useful)
 }
@@ -189,8 +190,17 @@ func keysIn(authInfo string) []string {
 }
 
 func greeting(g grant.Live, host string, now grant.Clock) string {
-	return fmt.Sprintf("Curfew: access as %s on %s until %s.", g.Terms.GetRole(), host,
-		session.Until(g.End, left(g, now)))
+	end, rest := g.End, left(g, now)
+	if g.Unused { // this login starts the clock
+		rest = min(grant.Duration(g.Terms), grant.HardEnd(g.Terms).Sub(now.Wall))
+		end = now.Wall.Add(rest)
+	}
+	access := "access"
+	if g.Terms.GetRootEquivalent() {
+		access = "root-equivalent access"
+	}
+	return fmt.Sprintf("Curfew: %s as %s on %s until %s.", access, g.Terms.GetRole(), host,
+		session.Until(end, rest))
 }
 
 // lacks says why nothing useful is open.
@@ -200,6 +210,8 @@ func (t *Table) lacks(p Person, wanted treatment, open []grant.Live) string {
 		return "no live grant"
 	case wanted == elevate:
 		return "no live grant allows sudo"
+	case slices.ContainsFunc(open, func(g grant.Live) bool { return g.Used }):
+		return grant.ErrUsed.Error()
 	}
 	return "no live grant allows a login"
 }

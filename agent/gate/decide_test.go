@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/curfew-access/curfew/agent/enforce/account"
-	"github.com/curfew-access/curfew/agent/enforce/session/process"
 	"github.com/curfew-access/curfew/internal/gatewire"
 	"github.com/curfew-access/curfew/internal/grant"
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
@@ -64,11 +63,11 @@ func table(grants ...grant.Live) *Table {
 func ask(service, login string) question {
 	q := question{
 		Request: gatewire.Request{Op: gatewire.OpAccount, Service: service, User: login},
-		caller:  process.Process{PID: 4711}, now: noon,
+		pid:     4711, now: noon,
 	}
 	if byRealUID[service] {
 		q.User = "root"
-		q.caller.UIDs[0] = logins[login]
+		q.uid = logins[login]
 		q.UID = logins[login]
 	}
 	return q
@@ -174,7 +173,7 @@ func TestForgedUIDIsDenied(t *testing.T) {
 		t.Errorf("a message of lou's from carol's process: %v", d.verdict)
 	}
 	q = ask("sudo", "root")
-	q.caller.UIDs[0] = uidCarol
+	q.uid = uidCarol
 	if d := decide(table(), "web1", q); d.verdict != gatewire.Deny {
 		t.Errorf("a message of root's from carol's process: %v", d.verdict)
 	}
@@ -220,6 +219,10 @@ func TestKeyBindsTheLoginToItsGrant(t *testing.T) {
 	if d := open("publickey " + aliceKey + "\n"); d.grant.ID != first.ID {
 		t.Errorf("the first key opens %s", d.grant.Terms.GetRequestId())
 	} else if d.text != "Curfew: access as ops on web1 until 13:00 UTC (in 1h)." {
+		t.Errorf("greeting %q", d.text)
+	}
+	first.Terms.RootEquivalent = true
+	if d := open("publickey " + aliceKey); !strings.HasPrefix(d.text, "Curfew: root-equivalent access as") {
 		t.Errorf("greeting %q", d.text)
 	}
 	if d := open("password\npublickey " + otherKey); d.grant.ID != second.ID {

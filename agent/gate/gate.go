@@ -13,7 +13,6 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -54,7 +53,7 @@ type Config struct {
 type Server struct {
 	cfg   Config
 	table atomic.Pointer[Table]
-	stats stats
+	stats *stats
 	quiet *denials
 	// asking holds a token for every connection that has no answer yet.
 	asking chan struct{}
@@ -78,7 +77,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	return &Server{
 		cfg: cfg, asking: make(chan struct{}, maxAsking), askers: make(map[uint32]int),
-		quiet: newDenials(),
+		quiet: newDenials(), stats: newStats(),
 	}, nil
 }
 
@@ -86,29 +85,4 @@ func New(cfg Config) (*Server, error) {
 func (s *Server) Publish(t *Table) {
 	t.index()
 	s.table.Store(t)
-}
-
-// Stats counts what happened since the start. Refused are connections that got no answer: garbage,
-// silence, or too many at once.
-type Stats struct {
-	Allowed, Denied, Ignored, TryAgain, Refused uint64
-	// WouldDeny counts the answers that observe mode turned into ignore.
-	WouldDeny uint64
-	// Slowest is the longest that an answer took, from the connection on.
-	Slowest time.Duration
-}
-
-type stats struct {
-	allowed, denied, ignored, tryAgain, refused, wouldDeny atomic.Uint64
-	slowest                                                atomic.Int64
-}
-
-// Stats returns the counts.
-func (s *Server) Stats() Stats {
-	return Stats{
-		Allowed: s.stats.allowed.Load(), Denied: s.stats.denied.Load(),
-		Ignored: s.stats.ignored.Load(), TryAgain: s.stats.tryAgain.Load(),
-		Refused: s.stats.refused.Load(), WouldDeny: s.stats.wouldDeny.Load(),
-		Slowest: time.Duration(s.stats.slowest.Load()),
-	}
 }

@@ -52,6 +52,17 @@ func treat(service string, class account.Class) treatment {
 	return row[class]
 }
 
+// asksOwner tells whether an answer can depend on the request that the caller runs under already. A login
+// runs under none.
+func asksOwner(service string) bool {
+	for _, class := range []account.Class{account.ClassAccount, account.ClassGated, account.ClassElevate} {
+		if t := treat(service, class); t == inside || t == elevate {
+			return true
+		}
+	}
+	return false
+}
+
 // byRealUID are the services whose subject is whoever called, not whom PAM_USER names: there it is
 // the target.
 var byRealUID = map[string]bool{"sudo": true, "sudo-i": true, "su": true, "su-l": true}

@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
 	"github.com/curfew-access/curfew/agent/enforce/session"
@@ -24,50 +25,40 @@ const (
 	// delays himself. Root has no limit of its own, since every sshd asks as root.
 	maxPerUID  = 64
 	readLimit  = time.Second
-	writeLimit = 250 * time.Millisecond
 	acceptWait = 20 * time.Millisecond
+	// lastAnswers is how long the end of the agent waits for answers: who comes meanwhile waits, too.
+	lastAnswers = 500 * time.Millisecond
 	// hangUpPause is how long a refused ssh connection lives on.
 	hangUpPause = 200 * time.Millisecond
 )
 
-// Listen makes the gate socket at path: 0600, for root alone. A socket that an earlier agent left is
-// replaced.
-func Listen(path string) (*net.UnixListener, error) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("making the gate socket: %w", err)
-	}
-	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
-	if err != nil {
-		return nil, fmt.Errorf("making the gate socket: %w", err)
-	}
-	// Whoever slips in before is told by SO_PEERCRED, like anybody who got a descriptor.
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("making the gate socket: %w", err), l.Close())
-	}
-	return l, nil
-}
-
-// Run serves until ctx ends and every connection is closed, and returns nil then. Sessions live on:
-// whoever comes next finds them in the registry.
+// Run serves until ctx ends, and returns nil then. Who has asked by then gets an answer; who comes later
+// waits for the next agent where systemd listens. Sessions live on: whoever comes next finds them in
+// the registry.
 func (s *Server) Run(ctx context.Context) error {
-	var serving sync.WaitGroup
-	defer serving.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = s.cfg.Listener.Close() })
+	var asking, holding sync.WaitGroup
+	answers, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	held, letGo := context.WithCancel(answers)
+	defer func() {
+		last := time.AfterFunc(lastAnswers, giveUp)
+		asking.Wait()
+		last.Stop()
+		letGo()
+		holding.Wait()
+		giveUp()
+		_ = s.cfg.Listener.Close()
+	}()
+	stop := context.AfterFunc(ctx, func() { _ = s.cfg.Listener.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	for {
 		conn, err := s.cfg.Listener.AcceptUnix()
-		if ctx.Err() != nil {
-			if err == nil {
-				_ = conn.Close()
-			}
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
 			return nil
-		}
-		if errors.Is(err, net.ErrClosed) {
+		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("gate: %w", err)
-		}
-		if err != nil {
+		default:
 			// Out of descriptors, most likely; they come back when others end.
 			s.cfg.Log.Error("accepting a question", "error", err)
 			select {
@@ -78,7 +69,8 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		select {
 		case s.asking <- struct{}{}:
-			serving.Go(func() { s.serve(ctx, conn) })
+			asking.Add(1)
+			holding.Go(func() { s.serve(answers, held, asking.Done, conn) })
 		default:
 			s.stats.refused.Add(1)
 			_ = conn.Close()
@@ -87,19 +79,24 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 // serve answers one connection and, when a session opened over it, waits for the session's end.
-func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
+func (s *Server) serve(answers, held context.Context, answered func(), conn *net.UnixConn) {
 	defer func() { _ = conn.Close() }() // what was said was said
-	opened, caller, err := s.exchange(ctx, conn)
+	opened, caller, err := s.exchange(answers, conn)
 	<-s.asking
+	answered()
 	if caller != nil {
 		defer func() { _ = caller.Close() }()
 	}
 	if err != nil {
 		s.stats.refused.Add(1)
-		s.cfg.Log.Warn("a question got no answer", "error", err)
+		level := hclog.Warn
+		if errors.Is(err, errHungUp) {
+			level = hclog.Debug
+		}
+		s.cfg.Log.Log(level, "a question got no answer", "error", err)
 	}
 	if opened != nil {
-		s.hold(ctx, conn, caller, opened)
+		s.hold(held, conn, caller, opened)
 	}
 }
 
@@ -117,20 +114,20 @@ func (s *Server) exchange(ctx context.Context, conn *net.UnixConn) (*opened, *pr
 	if err != nil {
 		return nil, nil, err
 	}
-	uid := caller.RealUID()
+	uid := caller.RealUID
 	if !s.enter(uid) {
 		return nil, caller, fmt.Errorf("uid %d asks %d times at once", uid, maxPerUID)
 	}
 	defer s.leave(uid)
 	request, err := receive(conn)
 	if err != nil {
-		return nil, caller, fmt.Errorf("process %d (%s): %w", caller.PID, caller.Comm, err)
+		return nil, caller, fmt.Errorf("process %d: %w", caller.PID, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, budget)
 	defer cancel()
 	d, session := s.answer(ctx, request, caller, conn)
-	s.count(d.verdict)
-	s.took(time.Since(start))
+	s.stats.count(request.Service, d.verdict)
+	s.stats.took.Observe(time.Since(start))
 	err = send(conn, gatewire.Reply{Verdict: d.verdict, Text: gatewire.CleanText(d.text)})
 	if err != nil && session != nil {
 		s.cfg.Sessions.End(session.ID)
@@ -140,7 +137,7 @@ func (s *Server) exchange(ctx context.Context, conn *net.UnixConn) (*opened, *pr
 		s.hangUp(ctx, request, caller)
 	}
 	if err != nil {
-		return nil, caller, fmt.Errorf("process %d (%s): %w", caller.PID, caller.Comm, err)
+		return nil, caller, fmt.Errorf("process %d: %w", caller.PID, err)
 	}
 	return session, caller, nil
 }
@@ -148,25 +145,19 @@ func (s *Server) exchange(ctx context.Context, conn *net.UnixConn) (*opened, *pr
 // hangUp ends an ssh connection whose session was refused: sshd then refuses the shell, but keeps
 // the connection, and with it forwards. The pause lets it say why.
 func (s *Server) hangUp(ctx context.Context, r gatewire.Request, caller *process.Handle) {
-	if r.Op != gatewire.OpOpenSession || r.Service != "sshd" ||
-		!strings.HasPrefix(caller.Comm, "sshd") {
+	if r.Op != gatewire.OpOpenSession || r.Service != "sshd" {
+		return
+	}
+	// Whoever said sshd and cannot be looked at goes, too.
+	if name, err := caller.Name(); err == nil && !strings.HasPrefix(name, "sshd") {
 		return
 	}
 	select {
 	case <-ctx.Done():
 	case <-time.After(hangUpPause):
 	}
-	if err := process.Kill(caller.Process); err != nil {
+	if err := caller.Kill(); err != nil {
 		s.cfg.Log.Error("ending a refused connection", "pid", caller.PID, "error", err)
-	}
-}
-
-func (s *Server) took(d time.Duration) {
-	for {
-		slowest := s.stats.slowest.Load()
-		if int64(d) <= slowest || s.stats.slowest.CompareAndSwap(slowest, int64(d)) {
-			return
-		}
 	}
 }
 
@@ -188,27 +179,27 @@ func (s *Server) leave(uid uint32) {
 	}
 }
 
-func (s *Server) count(v gatewire.Verdict) {
-	switch v {
-	case gatewire.Allow:
-		s.stats.allowed.Add(1)
-	case gatewire.Deny:
-		s.stats.denied.Add(1)
-	case gatewire.Ignore:
-		s.stats.ignored.Add(1)
-	case gatewire.TryAgain:
-		s.stats.tryAgain.Add(1)
-	}
-}
-
-// receive reads the one packet of a question.
+// receive reads the one packet of a question. It is there already, nearly always: who has to wait for it
+// sets a timer, which wakes the thread that waits for everybody.
 func receive(conn *net.UnixConn) (gatewire.Request, error) {
-	if err := conn.SetReadDeadline(time.Now().Add(readLimit)); err != nil {
-		return gatewire.Request{}, err
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return gatewire.Request{}, fmt.Errorf("reading the question: %w", err)
 	}
-	buf := make([]byte, gatewire.MaxRequest+1)
-	// Without room for control data: descriptors that come along are closed by the kernel.
-	n, _, flags, _, err := conn.ReadMsgUnix(buf, nil)
+	var buf [gatewire.MaxRequest + 1]byte
+	var n, flags int
+	var errRead error
+	read := func(fd uintptr) bool {
+		n, flags, errRead = receiveNow(int(fd), buf[:])
+		return !errors.Is(errRead, unix.EAGAIN)
+	}
+	err = raw.Control(func(fd uintptr) { read(fd) })
+	if errors.Is(errRead, unix.EAGAIN) {
+		err = errors.Join(err, conn.SetReadDeadline(time.Now().Add(readLimit)), raw.Read(read))
+	}
+	if err = errors.Join(err, errRead); err == nil && n == 0 {
+		err = io.EOF
+	}
 	if err != nil {
 		return gatewire.Request{}, fmt.Errorf("reading the question: %w", err)
 	}
@@ -218,15 +209,31 @@ func receive(conn *net.UnixConn) (gatewire.Request, error) {
 	return gatewire.DecodeRequest(buf[:n])
 }
 
+// receiveNow does not wait. Without room for control data, descriptors that come along are closed by the
+// kernel.
+func receiveNow(fd int, buf []byte) (n, flags int, err error) {
+	for {
+		n, _, flags, _, err = unix.Recvmsg(fd, buf, nil, unix.MSG_DONTWAIT)
+		if !errors.Is(err, unix.EINTR) {
+			return n, flags, err
+		}
+	}
+}
+
+// send answers. A connection has room for its one answer: nobody is waited for.
 func send(conn *net.UnixConn, reply gatewire.Reply) error {
 	packet, err := reply.Encode()
 	if err != nil {
 		return fmt.Errorf("answering: %w", err)
 	}
-	if err := conn.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
-		return fmt.Errorf("answering: %w", err)
+	raw, err := conn.SyscallConn()
+	if err == nil {
+		errRaw := raw.Control(func(fd uintptr) {
+			_, err = unix.SendmsgN(int(fd), packet, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		})
+		err = errors.Join(errRaw, err)
 	}
-	if _, err := conn.Write(packet); err != nil {
+	if err != nil {
 		return fmt.Errorf("answering: %w", err)
 	}
 	return nil

@@ -1,280 +1,22 @@
 package gate
 
 import (
-	"bufio"
-	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-
 	"github.com/curfew-access/curfew/agent/enforce/account"
 	"github.com/curfew-access/curfew/agent/enforce/session"
-	"github.com/curfew-access/curfew/agent/enforce/session/process"
 	"github.com/curfew-access/curfew/internal/gatewire"
 	"github.com/curfew-access/curfew/internal/grant"
-	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
+	"github.com/curfew-access/curfew/internal/pace"
 )
-
-// registry stands for the session manager: it keeps what it is told, and can be slow or broken.
-type registry struct {
-	mu      sync.Mutex
-	opened  []session.Session
-	ended   []string
-	moved   []int
-	cancel  map[string]context.CancelFunc
-	openErr error
-	moveErr error
-	moving  func()
-}
-
-func (r *registry) Open(_ context.Context, s session.Session) (session.Session, context.Context, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.openErr != nil {
-		return s, nil, r.openErr
-	}
-	s.ID = fmt.Sprint("s", len(r.opened))
-	ctx, cancel := context.WithCancel(context.Background())
-	if r.cancel == nil {
-		r.cancel = make(map[string]context.CancelFunc)
-	}
-	r.cancel[s.ID] = cancel
-	r.opened = append(r.opened, s)
-	return s, ctx, nil
-}
-
-func (r *registry) End(id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.cancel[id]()
-	if !slices.Contains(r.ended, id) {
-		r.ended = append(r.ended, id)
-	}
-}
-
-func (r *registry) Owner(process.Process) (string, bool)          { return "", false }
-func (r *registry) InCage(p process.Process, request string) bool { return false }
-
-func (r *registry) Move(ctx context.Context, pid int, request string, uid uint32) (string, error) {
-	r.mu.Lock()
-	moving := r.moving
-	r.mu.Unlock()
-	if moving != nil {
-		moving()
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.moved = append(r.moved, pid)
-	return "/user.slice/" + request, errors.Join(r.moveErr, ctx.Err())
-}
-
-func (r *registry) set(edit func(*registry)) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	edit(r)
-}
-
-func (r *registry) counts() (opened, ended int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.opened), len(r.ended)
-}
-
-// sink takes events, slowly or not at all when told so.
-type sink struct {
-	mu     sync.Mutex
-	events []*curfewv1.Event
-	hang   bool
-}
-
-func (s *sink) Record(ctx context.Context, e *curfewv1.Event) error {
-	s.mu.Lock()
-	hang := s.hang
-	s.mu.Unlock()
-	if hang {
-		<-ctx.Done()
-		return context.Cause(ctx)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.events = append(s.events, e)
-	return nil
-}
-
-func (s *sink) kinds() (kinds []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, e := range s.events {
-		kinds = append(kinds, e.GetKind()+" "+e.GetLogin())
-	}
-	return kinds
-}
-
-type fixture struct {
-	*testing.T
-	server   *Server
-	socket   string
-	sessions *registry
-	events   *sink
-	stop     func()
-}
-
-func start(t *testing.T, grants ...grant.Live) *fixture {
-	t.Helper()
-	f := &fixture{
-		T: t, socket: filepath.Join(t.TempDir(), "gate.sock"), sessions: &registry{}, events: &sink{},
-	}
-	l, err := Listen(f.socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.server, err = New(Config{
-		Listener: l, Host: "web1", Sessions: f.sessions, Events: f.events,
-		Clock: func() grant.Clock { return noon }, Log: hclog.NewNullLogger(),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.server.Publish(table(grants...))
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- f.server.Run(ctx) }()
-	f.stop = sync.OnceFunc(func() {
-		cancel()
-		select {
-		case err := <-done:
-			if err != nil {
-				t.Errorf("Run: %v", err)
-			}
-		case <-time.After(5 * time.Second):
-			t.Error("Run does not return")
-		}
-	})
-	t.Cleanup(f.stop)
-	return f
-}
-
-func (f *fixture) dial() *net.UnixConn {
-	f.Helper()
-	c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: f.socket, Net: "unixpacket"})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Cleanup(func() { _ = c.Close() })
-	return c
-}
-
-func packet(t testing.TB, r gatewire.Request) []byte {
-	t.Helper()
-	b, err := r.Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-// ask asks from this process, root, and keeps the connection open.
-func (f *fixture) ask(r gatewire.Request) (*net.UnixConn, gatewire.Reply) {
-	f.Helper()
-	c := f.dial()
-	if _, err := c.Write(packet(f.T, r)); err != nil {
-		f.Fatal(err)
-	}
-	reply, err := read(c)
-	if err != nil {
-		f.Fatal(err)
-	}
-	return c, reply
-}
-
-func read(c *net.UnixConn) (gatewire.Reply, error) {
-	if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
-		return gatewire.Reply{}, err
-	}
-	b := make([]byte, gatewire.MaxReply+1)
-	n, err := c.Read(b)
-	if err != nil {
-		return gatewire.Reply{}, err
-	}
-	return gatewire.DecodeReply(b[:n])
-}
-
-func (f *fixture) eventually(what string, ok func() bool) {
-	f.Helper()
-	for start := time.Now(); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Since(start) > 5*time.Second {
-			f.Fatalf("never: %s", what)
-		}
-	}
-}
-
-var (
-	sshAccount = gatewire.Request{Op: gatewire.OpAccount, Service: "sshd", User: "alice"}
-	sshOpen    = gatewire.Request{
-		Op: gatewire.OpOpenSession, Service: "sshd", User: "alice", TTY: "ssh", RHost: "10.0.0.9",
-		AuthInfo: "publickey " + aliceKey + "\n",
-	}
-	sudoOpen = gatewire.Request{
-		Op: gatewire.OpOpenSession, Service: "sudo", User: "root", UID: uidCarol,
-	}
-)
-
-// person is a process of another user's that asks.
-type person struct {
-	cmd   *exec.Cmd
-	stdin io.WriteCloser
-	lines *bufio.Reader
-}
-
-func (f *fixture) person(uids string, r gatewire.Request, how ...string) *person {
-	f.Helper()
-	args := append([]string{"client", f.socket, uids, hex.EncodeToString(packet(f.T, r))}, how...)
-	p := &person{cmd: exec.Command(os.Args[0], args...)}
-	p.cmd.Stderr = os.Stderr
-	out, err := p.cmd.StdoutPipe()
-	if err != nil {
-		f.Fatal(err)
-	}
-	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
-		f.Fatal(err)
-	}
-	p.lines = bufio.NewReader(out)
-	if err := p.cmd.Start(); err != nil {
-		f.Fatal(err)
-	}
-	f.Cleanup(func() { _ = p.stdin.Close(); _ = p.cmd.Process.Kill(); _ = p.cmd.Wait() })
-	return p
-}
-
-// reply is the answer that a person got, or the error that he met.
-func (p *person) reply(f *fixture) (gatewire.Reply, string) {
-	f.Helper()
-	line, err := p.lines.ReadString('\n')
-	if err != nil {
-		return gatewire.Reply{}, err.Error()
-	}
-	b, err := hex.DecodeString(strings.TrimSpace(line))
-	if err != nil {
-		return gatewire.Reply{}, strings.TrimSpace(line)
-	}
-	r, err := gatewire.DecodeReply(b)
-	if err != nil {
-		f.Fatal(err)
-	}
-	return r, ""
-}
 
 func TestSessionOpensAndEnds(t *testing.T) {
 	f := start(t, live("aaaaaaaaaaaa", "alice", time.Hour, true, false))
@@ -348,6 +90,22 @@ func TestSessionEndsWithItsProcess(t *testing.T) {
 	f.sessions.End("s1")
 }
 
+// Where the caller stands is looked up for what depends on it.
+func TestElevationBelongsToItsCallersGrant(t *testing.T) {
+	f := start(t, live("aaaaaaaaaaaa", "carol", time.Hour, false, true),
+		live("bbbbbbbbbbbb", "carol", 2*time.Hour, false, true))
+	f.sessions.set(func(r *registry) { r.owner = "bbbbbbbbbbbb" })
+	p := f.person(fmt.Sprintf("%d/0", uidCarol), sudoOpen)
+	if r, failed := p.reply(f); r.Verdict != gatewire.Allow {
+		t.Fatalf("sudo: %+v %s", r, failed)
+	}
+	f.sessions.mu.Lock()
+	defer f.sessions.mu.Unlock()
+	if got := f.sessions.opened[0].RequestID; got != "bbbbbbbbbbbb" {
+		t.Errorf("the elevation from a session of bbbbbbbbbbbb belongs to %s", got)
+	}
+}
+
 func TestElevationIsCagedBeforeTheYes(t *testing.T) {
 	f := start(t, live("aaaaaaaaaaaa", "carol", time.Hour, false, true))
 	f.sessions.set(func(r *registry) { r.moveErr = errors.New("systemd is not there") })
@@ -376,9 +134,9 @@ func TestFaultsNeverAllow(t *testing.T) {
 	f.events.mu.Lock()
 	f.events.hang = true
 	f.events.mu.Unlock()
-	begun := time.Now()
+	begun := pace.Start()
 	_, r := f.ask(gatewire.Request{Op: gatewire.OpAccount, Service: "sshd", User: "gus"})
-	if took := time.Since(begun); r.Verdict != gatewire.Deny || took > time.Second {
+	if took := begun.Elapsed(); r.Verdict != gatewire.Deny || took > time.Second {
 		t.Errorf("a denial waits %v for its event: %+v", took, r)
 	}
 }
@@ -593,5 +351,47 @@ func TestListenReplacesAStaleSocketAndClosesItToOthers(t *testing.T) {
 		}
 		l.SetUnlinkOnClose(false)
 		_ = l.Close()
+	}
+}
+
+// Who has asked when the agent is told to end gets an answer, and who comes then waits for the next
+// agent on the socket that systemd holds.
+func TestTheEndOfAnAgentRefusesNobody(t *testing.T) {
+	grants := []grant.Live{
+		live("aaaaaaaaaaaa", "carol", time.Hour, false, true),
+		live("bbbbbbbbbbbb", "alice", time.Hour, true, false),
+	}
+	f := start(t, grants...)
+	f.server.cfg.Listener.SetUnlinkOnClose(false)
+	systemds, err := f.server.cfg.Listener.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer systemds.Close()
+	asked, goOn := make(chan struct{}), make(chan struct{})
+	f.sessions.set(func(r *registry) { r.moving = func() { close(asked); <-goOn } })
+	p := f.person(fmt.Sprintf("%d/0", uidCarol), sudoOpen)
+	select {
+	case <-asked:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the question is not taken")
+	}
+	f.cancel()
+	close(goOn)
+	if r, failed := p.reply(f); r.Verdict != gatewire.Allow {
+		t.Errorf("asked before the end: %+v %s", r, failed)
+	}
+	f.stop()
+	late := f.dial()
+	if _, err := late.Write(packet(t, sshOpen)); err != nil {
+		t.Fatal(err)
+	}
+	next, err := net.FileListener(systemds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.serve(next.(*net.UnixListener), grants...)
+	if r, err := read(late); err != nil || r.Verdict != gatewire.Allow {
+		t.Errorf("asked between two agents: %+v, %v", r, err)
 	}
 }

@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"slices"
 	"time"
 
 	"github.com/curfew-access/curfew/agent/enforce/account"
@@ -19,12 +20,16 @@ type Person struct {
 type Table struct {
 	// Mode: in observe the gate records what it would deny and denies nobody.
 	Mode account.Mode
+	// Trial bounds enforcing that nobody has confirmed: the gate observes from then on, as the module does.
+	Trial *account.Trial
 	// People are the principals of the gate table in force: account.Rules.Principals.
 	People []account.Principal
 	// Live are the grants that are applied: their files are in place.
 	Live []grant.Live
 	// MayOpen says why nothing new may open at the moment (lease over, clock suspect), or is nil.
 	MayOpen error
+	// MayOpenLocal is the same for local grants, which no lease bounds.
+	MayOpenLocal error
 	// Roles are those that can be asked for here, for refusals that say what to type.
 	Roles []string
 
@@ -34,13 +39,19 @@ type Table struct {
 	grants map[string][]grant.Live
 }
 
+// observes tells whether nobody is denied now.
+func (t *Table) observes(now grant.Clock) bool {
+	return t.Mode == account.ModeObserve ||
+		t.Trial != nil && (!now.Wall.Before(t.Trial.Wall) || now.Boot >= t.Trial.Boot)
+}
+
 // index fills the maps. A uid or a name that stands in two classes keeps none of them: it is
 // answered as what needs a grant everywhere.
 func (t *Table) index() {
 	t.byName = make(map[string]Person, len(t.People))
 	t.byUID = make(map[uint32]Person, len(t.People))
 	t.grants = make(map[string][]grant.Live)
-	for _, p := range t.People {
+	for _, p := range append([]account.Principal{account.SelfTest}, t.People...) {
 		person := Person{Class: p.Class, Login: p.Name, UID: p.UID}
 		t.byName[p.Name] = person
 		if _, taken := t.byUID[p.UID]; !taken {
@@ -63,6 +74,13 @@ func (t *Table) of(login string, now grant.Clock) []grant.Live {
 		}
 	}
 	return open
+}
+
+// stillOpens leaves the local grants, when what keeps others from opening is not theirs to heed.
+func (t *Table) stillOpens(useful []grant.Live) []grant.Live {
+	return slices.DeleteFunc(slices.Clone(useful), func(g grant.Live) bool {
+		return !g.Local || t.MayOpenLocal != nil
+	})
 }
 
 // left is how long a grant still lasts, on whichever clock ends it first.

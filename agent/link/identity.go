@@ -24,6 +24,7 @@ const (
 	certFile     = "link.crt"
 	caFile       = "ca.crt"
 	settingsFile = "link.json"
+	machineFile  = "machine-id"
 	maxFile      = 64 << 10
 )
 
@@ -43,11 +44,19 @@ type settings struct {
 type identity struct {
 	dir      string
 	settings settings
-	ca       *x509.Certificate
 	key      ed25519.PrivateKey
 
-	mu   sync.Mutex // guards cert
+	mu   sync.Mutex // guards the rest
 	cert *tls.Certificate
+	// cas are those that the control plane is accepted by: one, and two while it changes.
+	cas []*x509.Certificate
+}
+
+// authorities are the CAs that the control plane is accepted by.
+func (i *identity) authorities() []*x509.Certificate {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.cas
 }
 
 func (i *identity) certificate() *tls.Certificate {
@@ -71,7 +80,7 @@ func loadIdentity(dir string) (*identity, error) {
 	if err := dec.Decode(&i.settings); err != nil {
 		return nil, fmt.Errorf("%s is damaged: %w", settingsFile, err)
 	}
-	if i.ca, err = readCertificate(filepath.Join(dir, caFile)); err != nil {
+	if i.cas, err = readAuthorities(filepath.Join(dir, caFile)); err != nil {
 		return nil, err
 	}
 	if i.key, err = readKey(filepath.Join(dir, keyFile)); err != nil {
@@ -81,22 +90,28 @@ func loadIdentity(dir string) (*identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	return i, i.adopt(cert)
+	return i, i.use(cert)
 }
 
-// adopt takes a certificate into use when it is this host's: of its key, from its CA, under its
-// name. Whether it is still valid is the control plane's to say: an old one still renews.
+// adopt takes a certificate that came over the wire into use when it is this host's and from a CA that
+// the control plane is accepted by.
 func (i *identity) adopt(cert *x509.Certificate) error {
-	pub, ok := i.key.Public().(ed25519.PublicKey)
-	if !ok || !pub.Equal(cert.PublicKey) {
-		return errors.New("the certificate is not of the link's key")
-	}
 	_, err := cert.Verify(x509.VerifyOptions{
-		Roots: newPool(i.ca), CurrentTime: cert.NotAfter,
+		Roots: newPool(i.authorities()), CurrentTime: cert.NotAfter,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err != nil {
 		return fmt.Errorf("the certificate is not from the pinned CA: %w", err)
+	}
+	return i.use(cert)
+}
+
+// use takes a certificate into use when it is this host's: of its key, under its name. Whether it is
+// still valid, and its CA still in force, is the control plane's to say: an old one still renews.
+func (i *identity) use(cert *x509.Certificate) error {
+	pub, ok := i.key.Public().(ed25519.PublicKey)
+	if !ok || !pub.Equal(cert.PublicKey) {
+		return errors.New("the certificate is not of the link's key")
 	}
 	id, err := join.HostOf(cert)
 	if err != nil {
@@ -196,7 +211,10 @@ func writeFile(path string, data []byte, mode os.FileMode, uid, gid int) (err er
 		}
 	}()
 	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(mode), f.Chown(uid, gid), f.Sync(), f.Close())
+	if uid >= 0 || gid >= 0 { // the link half's own unit forbids it even where it changes nothing
+		err = errors.Join(err, f.Chown(uid, gid))
+	}
+	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
 	if err != nil {
 		return err
 	}

@@ -1,9 +1,11 @@
 package link
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
@@ -25,7 +27,13 @@ import (
 type JoinConfig struct {
 	// Server is the control plane's host:port, Token the one-use invitation.
 	Server, Token string
-	// Name is the host's name; empty takes the token's. Address is where ssh reaches the host;
+	// Cloud is aws, gcp or azure, whose word for this instance takes the token's place. CAPin is then the
+	// control plane's, which otherwise the token carries.
+	Cloud string
+	CAPin [sha256.Size]byte
+	// Metadata is where the instance's metadata service listens; empty takes MetadataURL.
+	Metadata string
+	// Name is the host's name; empty takes the token's or the instance's. Address is where ssh reaches the host;
 	// empty takes the name.
 	Name, Address string
 	Labels        map[string]string
@@ -35,6 +43,8 @@ type JoinConfig struct {
 	// RootKey is the root half's key, made by the caller, who has stored it durably.
 	RootKey      ed25519.PrivateKey
 	AgentVersion string
+	// MachineID overrides the path of that name.
+	MachineID string
 	// Directory is made when it is absent and gets the link's files, owned by UID and GID (-1: the
 	// caller's).
 	Directory string
@@ -58,15 +68,18 @@ var ErrJoined = errors.New("this machine has joined a control plane already; " +
 	"to join anew, have the host removed there and delete the agent's state here")
 
 // Join enrols this machine: it makes the link's key, proves the root half's key to the control
-// plane that the token pins, and writes the link's files. link.json is written last: until then
+// plane that is pinned, and writes the link's files. link.json is written last: until then
 // the machine has not joined. It runs once, as root.
 func Join(ctx context.Context, c JoinConfig) (*Joined, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	token, err := join.ParseToken(c.Token)
-	if err != nil {
-		return nil, err
+	if c.Cloud == "" {
+		token, err := join.ParseToken(c.Token)
+		if err != nil {
+			return nil, err
+		}
+		c.CAPin = token.Pin
 	}
 	if err := c.prepareFolder(); err != nil {
 		return nil, err
@@ -83,11 +96,11 @@ func Join(ctx context.Context, c JoinConfig) (*Joined, error) {
 	if err := c.write(keyFile, pemOf("PRIVATE KEY", der), 0o600); err != nil {
 		return nil, err
 	}
-	resp, err := c.enrol(ctx, token, key)
+	resp, err := c.enrol(ctx, key)
 	if err != nil {
 		return nil, err
 	}
-	return c.keep(resp, token, key)
+	return c.keep(resp, key)
 }
 
 func (c *JoinConfig) check() error {
@@ -96,11 +109,15 @@ func (c *JoinConfig) check() error {
 		return errors.New("joining: folder or clock is missing")
 	case len(c.RootKey) != ed25519.PrivateKeySize:
 		return errors.New("joining: the root half's key is missing")
+	case c.Cloud != "" && c.Token != "":
+		return errors.New("joining: a token and a cloud's word: want one of them")
+	case c.Cloud != "" && c.CAPin == [sha256.Size]byte{}:
+		return errors.New("joining by a cloud's word: the pin of the control plane's CA is missing")
 	}
 	if _, _, err := net.SplitHostPort(c.Server); err != nil {
 		return fmt.Errorf("address of the control plane %q: want host:port", c.Server)
 	}
-	c.Timing = c.Timing.withDefaults()
+	c.Timing, c.MachineID = c.Timing.withDefaults(), cmp.Or(c.MachineID, MachineID)
 	return nil
 }
 
@@ -125,10 +142,27 @@ func (c *JoinConfig) write(name string, data []byte, mode os.FileMode) error {
 	return writeFile(filepath.Join(c.Directory, name), data, mode, c.UID, c.GID)
 }
 
-// enrol makes the one call, on a connection whose CA is the one that the token pins.
-func (c *JoinConfig) enrol(
-	ctx context.Context, token join.Token, key ed25519.PrivateKey,
-) (*apiv1.EnrolResponse, error) {
+// enrol makes the one call, on a connection whose CA is the one that is pinned.
+func (c *JoinConfig) enrol(ctx context.Context, key ed25519.PrivateKey) (*apiv1.EnrolResponse, error) {
+	req, err := c.request(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := dialServer(c.Server, join.PinnedTLS(c.CAPin, c.Now, nil), c.Timing, func() {})
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, c.Timing.Connect)
+	defer cancel()
+	resp, err := apiv1.NewEnrolmentClient(conn).Enrol(ctx, req)
+	if err != nil {
+		return nil, enrolError(err)
+	}
+	return resp, nil
+}
+
+func (c *JoinConfig) request(ctx context.Context, key ed25519.PrivateKey) (*apiv1.EnrolRequest, error) {
 	csr, err := certificateRequest(key)
 	if err != nil {
 		return nil, err
@@ -137,32 +171,31 @@ func (c *JoinConfig) enrol(
 	if !ok {
 		return nil, errors.New("joining: the root half's key is not Ed25519")
 	}
-	conn, err := dialServer(c.Server, join.PinnedTLS(token.Pin, c.Now, nil), c.Timing)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	ctx, cancel := context.WithTimeout(ctx, c.Timing.Connect)
-	defer cancel()
-	resp, err := apiv1.NewEnrolmentClient(conn).Enrol(ctx, &apiv1.EnrolRequest{
+	req := &apiv1.EnrolRequest{
 		Token: c.Token, RootPublicKey: pub, Csr: csr,
-		Signature: ed25519.Sign(c.RootKey, join.Message(c.Token, csr)),
-		Name:      c.Name, Address: c.Address, SshHostKeys: usableKeys(c.SSHHostKeys),
+		Name: c.Name, Address: c.Address, SshHostKeys: usableKeys(c.SSHHostKeys),
 		Labels: c.Labels, AgentVersion: c.AgentVersion,
-	})
-	if err != nil {
-		return nil, enrolError(err)
 	}
-	return resp, nil
+	message := join.Message(c.Token, csr)
+	if c.Cloud != "" {
+		document, err := newMetadata(c.Metadata).document(ctx, c.Cloud, join.CloudBinding(c.CAPin, pub))
+		if err != nil {
+			return nil, err
+		}
+		req.Cloud = &apiv1.CloudIdentity{Provider: c.Cloud, Document: document}
+		message = join.CloudMessage(c.CAPin, c.Cloud, document, csr)
+	}
+	req.Signature = ed25519.Sign(c.RootKey, message)
+	return req, nil
 }
 
 // keep checks what came and writes it, link.json last.
 func (c *JoinConfig) keep(
-	resp *apiv1.EnrolResponse, token join.Token, key ed25519.PrivateKey,
+	resp *apiv1.EnrolResponse, key ed25519.PrivateKey,
 ) (*Joined, error) {
 	ca, err := x509.ParseCertificate(resp.GetCaCertificate())
-	if err != nil || join.Pin(ca.Raw) != token.Pin {
-		return nil, errors.New("the control plane sent another CA than the token pins")
+	if err != nil || join.Pin(ca.Raw) != c.CAPin {
+		return nil, errors.New("the control plane sent another CA than the one that is pinned")
 	}
 	cert, err := x509.ParseCertificate(resp.GetCertificate())
 	if err != nil {
@@ -179,13 +212,22 @@ func (c *JoinConfig) keep(
 	if s.HostID != hex.EncodeToString(resp.GetHostId()) {
 		return nil, errors.New("the control plane enrolled another host id than this root key's")
 	}
-	id := &identity{dir: c.Directory, settings: s, ca: ca, key: key}
+	id := &identity{dir: c.Directory, settings: s, cas: []*x509.Certificate{ca}, key: key}
 	if err := id.adopt(cert); err != nil {
 		return nil, err
 	}
 	raw, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("encoding %s: %w", settingsFile, err)
+	}
+	here, err := machine(c.MachineID)
+	if err != nil {
+		return nil, fmt.Errorf("reading the machine-id: %w", err)
+	}
+	if here != "" {
+		if err := c.write(machineFile, []byte(here+"\n"), 0o644); err != nil {
+			return nil, err
+		}
 	}
 	for _, f := range []struct {
 		name string
@@ -215,6 +257,18 @@ func usableKeys(lines []string) []string {
 	return keys
 }
 
+// tryLater marks what may be over in a while: no network yet, a control plane that restarts.
+type tryLater struct{ error }
+
+// Unwrap is the error itself.
+func (t tryLater) Unwrap() error { return t.error }
+
+// TryLater says whether the same Join may succeed later, with nothing changed on this machine.
+func TryLater(err error) bool {
+	var t tryLater
+	return errors.As(err, &t)
+}
+
 // enrolError says what the control plane said, and what to do.
 func enrolError(err error) error {
 	st := status.Convert(err)
@@ -224,8 +278,11 @@ func enrolError(err error) error {
 			if r.GetHint() != "" {
 				text += "; " + r.GetHint()
 			}
+			if c := r.GetCode(); c == apiv1.Code_CODE_LIMIT || c == apiv1.Code_CODE_INTERNAL {
+				return tryLater{errors.New(text)}
+			}
 			return errors.New(text)
 		}
 	}
-	return fmt.Errorf("enrolling with the control plane: %w", err)
+	return tryLater{fmt.Errorf("enrolling with the control plane: %w", err)}
 }

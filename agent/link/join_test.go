@@ -26,6 +26,7 @@ func TestJoinMakesAnIdentity(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "link")
 	config := c.joinConfig(dir)
 	config.Name, config.Address = "web1", "192.0.2.7"
+	config.MachineID = machineID(t, "0123456789abcdef0123456789abcdef")
 	config.Labels = map[string]string{"env": "prod"}
 	config.SSHHostKeys = []string{
 		"ssh-ed25519 " +
@@ -51,7 +52,7 @@ func TestJoinMakesAnIdentity(t *testing.T) {
 	}
 	for name, mode := range map[string]os.FileMode{
 		"": 0o700 | os.ModeDir, "link.key": 0o600, "link.crt": 0o644, "ca.crt": 0o644,
-		"link.json": 0o644,
+		"link.json": 0o644, "machine-id": 0o644,
 	} {
 		info, err := os.Stat(filepath.Join(dir, name))
 		if err != nil {
@@ -61,7 +62,7 @@ func TestJoinMakesAnIdentity(t *testing.T) {
 			t.Errorf("%q has mode %v, want %v", name, info.Mode(), mode)
 		}
 	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 4 {
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 5 {
 		t.Errorf("%d files, %v", len(entries), err)
 	}
 	if _, err := link.Join(context.Background(), config); !errors.Is(err, link.ErrJoined) {
@@ -127,7 +128,8 @@ func TestJoinRefusesBadInput(t *testing.T) {
 	}
 }
 
-// Files that do not belong together, or are damaged, are refused with the reason, never half used.
+// Files that do not belong together, or are damaged, are refused with the reason, never half used. A CA
+// other than the certificate's is none: it may have changed since (curfew-agent trust-ca).
 func TestDamagedIdentity(t *testing.T) {
 	c := newControl(t)
 	other := newControl(t)
@@ -140,7 +142,6 @@ func TestDamagedIdentity(t *testing.T) {
 		"no key":     func(t *testing.T, dir string) { remove(t, dir, "link.key") },
 		"other key":  func(t *testing.T, dir string) { swap(t, dir, foreign, "link.key") },
 		"other cert": func(t *testing.T, dir string) { swap(t, dir, foreign, "link.crt") },
-		"other CA":   func(t *testing.T, dir string) { swap(t, dir, foreign, "ca.crt") },
 		"other host": func(t *testing.T, dir string) { swap(t, dir, foreign, "link.json") },
 		"huge":       func(t *testing.T, dir string) { grow(t, dir, "link.crt") },
 		"not a regular settings file": func(t *testing.T, dir string) {
@@ -202,5 +203,47 @@ func swap(t *testing.T, dir, from, name string) {
 	}
 	if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func machineID(t *testing.T, id string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "machine-id")
+	if err := os.WriteFile(path, []byte(id+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// A disk that was copied with a host's keys on it stays silent: the host itself would be refused.
+func TestACopiedDiskIsNotTheHost(t *testing.T) {
+	c := newControl(t)
+	here, there := strings.Repeat("a", 32), strings.Repeat("b", 32)
+	for name, m := range map[string]struct {
+		joined, now string
+		want        error
+	}{
+		"the same machine":        {here, here, nil},
+		"a copy":                  {here, there, link.ErrClone},
+		"a copy before its id":    {here, "uninitialized", link.ErrClone},
+		"no id when it joined":    {"", there, nil},
+		"no id yet at that time":  {"uninitialized", there, nil},
+		"no id, neither then nor": {"", "", nil},
+	} {
+		config := c.joinConfig(filepath.Join(t.TempDir(), "link"))
+		config.MachineID = machineID(t, m.joined)
+		if _, err := link.Join(context.Background(), config); err != nil {
+			t.Fatal(err)
+		}
+		if text, _ := os.ReadFile(filepath.Join(config.Directory, "machine-id")); strings.Contains(string(text), here) {
+			t.Error("the machine-id itself is kept")
+		}
+		_, err := link.New(link.Config{
+			Directory: config.Directory, MachineID: machineID(t, m.now), Now: time.Now,
+			Log: hclog.NewNullLogger(),
+		})
+		if !errors.Is(err, m.want) {
+			t.Errorf("%s: %v, want %v", name, err, m.want)
+		}
 	}
 }

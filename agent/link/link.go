@@ -9,6 +9,7 @@
 package link
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,10 +36,16 @@ type Config struct {
 	Socket string
 	// Server overrides the address that Join wrote, as host:port.
 	Server string
-	Now    func() time.Time
-	Log    hclog.Logger
+	// MachineID overrides the path of that name.
+	MachineID string
+	Now       func() time.Time
+	Log       hclog.Logger
 	// Timing overrides the defaults; its zero value takes all of them.
 	Timing Timing
+	// Metrics is where metrics and health are served over HTTP, HOST:PORT; empty for nowhere.
+	Metrics string
+	// MetricsSocket is where the root half says how it is; empty takes DefaultMetricsSocket.
+	MetricsSocket string
 }
 
 // Timing bounds what a Link waits for.
@@ -46,6 +53,9 @@ type Timing struct {
 	// MinBackoff and MaxBackoff bound the pause between two connections before jitter: 200 ms and
 	// 15 s.
 	MinBackoff, MaxBackoff time.Duration
+	// Unreached takes MaxBackoff's place while the control plane's address does not answer at all,
+	// and bounds each try to reach it: 2 s. What was cut off is back within 5 s of the network.
+	Unreached time.Duration
 	// Connect is how long a connection may take to be ready: 10 s.
 	Connect time.Duration
 	// Ping and PingTimeout are gRPC's keep-alive, 10 s and 8 s; gRPC raises a Ping below 10 s.
@@ -63,6 +73,7 @@ func (t Timing) withDefaults() Timing {
 	}{
 		{&t.MinBackoff, 200 * time.Millisecond},
 		{&t.MaxBackoff, 15 * time.Second},
+		{&t.Unreached, 2 * time.Second},
 		{&t.Connect, 10 * time.Second},
 		{&t.Ping, 10 * time.Second},
 		{&t.PingTimeout, 8 * time.Second},
@@ -84,8 +95,11 @@ type Link struct {
 	now    func() time.Time
 	log    hclog.Logger
 	timing Timing
-	// carried is set when the present connection has brought a frame from the control plane.
-	carried atomic.Bool
+	// reached is set when the present try has a TCP connection, carried when it has brought a frame
+	// from the control plane.
+	reached, carried atomic.Bool
+	metrics          string
+	gauges           *gauges
 }
 
 // New reads the identity that Join wrote. The error says what to do when the machine has not
@@ -98,18 +112,24 @@ func New(c Config) (*Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the identity of this host from %s: %w", c.Directory, err)
 	}
+	if err := sameMachine(c.Directory, cmp.Or(c.MachineID, MachineID)); err != nil {
+		return nil, err
+	}
 	if c.Socket == "" {
 		c.Socket = DefaultSocket
 	}
 	if c.Server == "" {
 		c.Server = id.settings.Server
 	}
+	if c.MetricsSocket == "" {
+		c.MetricsSocket = DefaultMetricsSocket
+	}
 	if _, _, err := net.SplitHostPort(c.Server); err != nil {
 		return nil, fmt.Errorf("address of the control plane %q: want host:port", c.Server)
 	}
 	return &Link{
 		id: id, server: c.Server, socket: c.Socket, now: c.Now, log: c.Log,
-		timing: c.Timing.withDefaults(),
+		timing: c.Timing.withDefaults(), metrics: c.Metrics, gauges: newGauges(id, c.MetricsSocket),
 	}, nil
 }
 
@@ -121,6 +141,7 @@ func (l *Link) Run(ctx context.Context) error {
 	group.Go(func() error { return l.keepConnected(ctx) })
 	group.Go(func() error { return l.keepFresh(ctx) })
 	group.Go(func() error { return l.feedWatchdog(ctx) })
+	group.Go(func() error { return l.serveMetrics(ctx) })
 	err := group.Wait()
 	l.tell(daemon.SdNotifyStopping)
 	if errors.Is(err, context.Canceled) {
@@ -133,8 +154,11 @@ func (l *Link) Run(ctx context.Context) error {
 // plane do not come all at once.
 func (l *Link) keepConnected(ctx context.Context) error {
 	for failures := 0; ; failures++ {
+		l.reached.Store(false)
 		l.carried.Store(false)
+		l.gauges.attempts.Inc()
 		err := l.connectOnce(ctx)
+		l.gauges.connected.Set(0)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -148,12 +172,21 @@ func (l *Link) keepConnected(ctx context.Context) error {
 	}
 }
 
-// backoff draws a pause: full jitter below a bound that doubles from MinBackoff to MaxBackoff.
+// longestPause bounds the pause after a try.
+func (l *Link) longestPause() time.Duration {
+	if !l.reached.Load() {
+		return min(l.timing.MaxBackoff, l.timing.Unreached) // nobody there is troubled by another try
+	}
+	return l.timing.MaxBackoff
+}
+
+// backoff draws a pause: full jitter below a bound that doubles from MinBackoff to the longest.
 func (l *Link) backoff(failures int) time.Duration {
-	bound := l.timing.MinBackoff
+	most := l.longestPause()
+	bound := min(l.timing.MinBackoff, most)
 	for range min(failures, 32) {
-		if bound *= 2; bound >= l.timing.MaxBackoff {
-			bound = l.timing.MaxBackoff
+		if bound *= 2; bound >= most {
+			bound = most
 			break
 		}
 	}

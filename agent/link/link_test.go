@@ -17,6 +17,7 @@ import (
 
 	"github.com/curfew-access/curfew/agent/link"
 	"github.com/curfew-access/curfew/internal/frame"
+	"github.com/curfew-access/curfew/internal/pace"
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
@@ -259,9 +260,9 @@ func TestRunStopsWhileItWaits(t *testing.T) {
 	c.server.Stop()
 	stop := c.run(dir, r, func(config *link.Config) { config.Timing = link.Timing{} })
 	time.Sleep(100 * time.Millisecond)
-	start := time.Now()
+	start := pace.Start()
 	stop()
-	if d := time.Since(start); d > 2*time.Second {
+	if d := start.Elapsed(); d > 2*time.Second {
 		t.Errorf("stopping took %s", d)
 	}
 }

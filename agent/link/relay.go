@@ -42,13 +42,22 @@ func (l *Link) connectOnce(ctx context.Context) error {
 }
 
 func (l *Link) dial() (*grpc.ClientConn, error) {
-	return dialServer(l.server, l.id.tls(l.now), l.timing)
+	return dialServer(l.server, l.id.tls(l.now), l.timing, func() { l.reached.Store(true) })
 }
 
 // dialServer makes a connection that fails for good instead of reconnecting by itself: the caller
-// owns the backoff.
-func dialServer(server string, config *tls.Config, t Timing) (*grpc.ClientConn, error) {
+// owns the backoff. It calls reached when the server's address has answered.
+func dialServer(
+	server string, config *tls.Config, t Timing, reached func(),
+) (*grpc.ClientConn, error) {
 	conn, err := grpc.NewClient("passthrough:///"+server,
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			conn, err := dialTCP(ctx, address, t.Unreached)
+			if err == nil {
+				reached()
+			}
+			return conn, err
+		}),
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
 			Time: t.Ping, Timeout: t.PingTimeout, PermitWithoutStream: true,
@@ -62,6 +71,30 @@ func dialServer(server string, config *tls.Config, t Timing) (*grpc.ClientConn, 
 		return nil, fmt.Errorf("preparing a connection to %s: %w", server, err)
 	}
 	return conn, nil
+}
+
+// dialTCP tries each address of a server for a short time. The kernel repeats what was lost on the
+// way at ever longer intervals, which is too slow when the network has just come back.
+func dialTCP(ctx context.Context, server string, each time.Duration) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(server)
+	if err != nil {
+		return nil, err
+	}
+	// Looking a name up takes longer where the first name server is down.
+	addresses, err := net.DefaultResolver.LookupHost(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	dialer := net.Dialer{Timeout: each}
+	var failed []error
+	for _, a := range addresses {
+		conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(a, port))
+		if err == nil {
+			return conn, nil
+		}
+		failed = append(failed, err)
+	}
+	return nil, errors.Join(failed...)
 }
 
 // awaitReady connects, once.
@@ -107,6 +140,12 @@ func (l *Link) relay(ctx context.Context, conn *grpc.ClientConn, sock net.Conn) 
 	defer stop()
 	group.Go(func() error { return l.up(sock, stream) })
 	group.Go(func() error { return l.down(sock, stream) })
+	group.Go(func() error {
+		if err := l.learnAuthorities(ctx, conn); err != nil && ctx.Err() == nil {
+			l.log.Warn("the control plane's CAs are not known afresh", "error", err)
+		}
+		return nil
+	})
 	return group.Wait()
 }
 
@@ -123,6 +162,7 @@ func (l *Link) up(sock net.Conn, stream grpc.ClientStream) error {
 		if err := stream.SendMsg(raw(b)); err != nil {
 			return streamEnd(stream, err)
 		}
+		l.gauges.messages.WithLabelValues("up").Inc()
 	}
 }
 
@@ -134,6 +174,8 @@ func (l *Link) down(sock net.Conn, stream grpc.ClientStream) error {
 			return streamEnd(stream, err)
 		}
 		l.carried.Store(true)
+		l.gauges.connected.Set(1)
+		l.gauges.messages.WithLabelValues("down").Inc()
 		if len(b) == 0 { // an empty message says nothing, and a frame is never empty
 			continue
 		}
@@ -186,17 +228,20 @@ func (rawCodec) Unmarshal(data []byte, v any) error {
 	return nil
 }
 
-// tls is the client's side of the mutual TLS: the pinned CA, and the newest certificate each time.
+// tls is the client's side of the mutual TLS: the pinned CAs, and the newest certificate each time.
 func (i *identity) tls(now func() time.Time) *tls.Config {
-	config := join.ClientTLS(i.ca, now)
+	cas := i.authorities()
+	config := join.ClientTLS(cas[0], now, cas[1:]...)
 	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		return i.certificate(), nil
 	}
 	return config
 }
 
-func newPool(cert *x509.Certificate) *x509.CertPool {
+func newPool(certs []*x509.Certificate) *x509.CertPool {
 	pool := x509.NewCertPool()
-	pool.AddCert(cert)
+	for _, cert := range certs {
+		pool.AddCert(cert)
+	}
 	return pool
 }

@@ -72,8 +72,13 @@ type control struct {
 	token    string
 	enrolled *apiv1.EnrolRequest
 	renewals int
-	life     time.Duration
-	enrolErr error
+	// announced are the CAs that it says it is known by; nil: its own. accepted is what the link last
+	// said that it accepts.
+	announced [][]byte
+	accepted  [][]byte
+	staleCert bool
+	life      time.Duration
+	enrolErr  error
 	// certs counts connections by the serial number of the client's certificate.
 	certs   map[string]int
 	streams chan *hostStream
@@ -251,6 +256,26 @@ func (c *control) Renew(
 	defer c.mu.Unlock()
 	c.renewals++
 	return &apiv1.RenewResponse{Certificate: c.hostCertificate(id, csr.PublicKey).Raw}, nil
+}
+
+func (c *control) Authorities(
+	_ context.Context, r *apiv1.AuthoritiesRequest,
+) (*apiv1.AuthoritiesResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.accepted = r.GetAccepts()
+	out := &apiv1.AuthoritiesResponse{Certificates: c.announced, Renew: c.staleCert}
+	if out.Certificates == nil {
+		out.Certificates = [][]byte{c.ca.Raw}
+	}
+	return out, nil
+}
+
+// says is how many CAs the link last said that it accepts.
+func (c *control) says() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.accepted)
 }
 
 // renewed is how many renewals were asked for.

@@ -22,7 +22,7 @@ import (
 const (
 	chainFile        = "chain.json"
 	segmentSuffix    = ".log"
-	segmentBytes     = 1 << 20
+	segmentBytes     = 128 << 10
 	defaultMaxEvents = 16 << 20
 	maxChainFile     = 64 << 10
 )
@@ -32,7 +32,8 @@ const (
 var ErrFull = errors.New("the event log is full until the control plane takes some")
 
 // Events is the host's chained event log. An event is durable when Append returns. The file grows in
-// segments; a segment goes once all of it is acknowledged, and the chain's head stays for ever.
+// segments; a segment goes once it is full and all of it acknowledged, and the chain's head stays for
+// ever. So an event whose predecessors are acknowledged costs one fsync, and an acknowledgement none.
 //
 // The log is bounded. Events that anybody can cause at will (refused logins, repaired files) may fill
 // half of it, so that they cannot crowd out what grants do; beyond their share they are counted by
@@ -45,6 +46,8 @@ type Events struct {
 	acked    trail.Chain
 	lost     map[string]uint64
 	segments []segment
+	// unsaved: lost is not what the disk says.
+	unsaved bool
 }
 
 // segment is one file; its name is the number of its first event.
@@ -54,6 +57,8 @@ type segment struct {
 	// events are decoded on open and kept: the log is small, and what is unsent is read at once.
 	events []*curfewv1.Event
 }
+
+func (s segment) last() uint64 { return s.first + uint64(len(s.events)) - 1 }
 
 type chainData struct {
 	Version int               `json:"version"`
@@ -68,6 +73,7 @@ var cheap = map[string]bool{
 	trail.KindTrustRejected: true, trail.KindProblem: true, trail.KindConfigRejected: true,
 	trail.KindConfigLoaded: true, trail.KindAgentStarted: true, trail.KindAgentStopped: true,
 	trail.KindLeaseRenewed: true, trail.KindLeaseExpired: true, trail.KindClockJumped: true,
+	trail.KindBreakGlassRefused: true, trail.KindAccessSeen: true,
 }
 
 func openEvents(dir *folder.Folder, limit int64) (*Events, error) {
@@ -155,7 +161,11 @@ func (e *Events) saveChain() error {
 	if err != nil {
 		return fmt.Errorf("keeping the event chain: %w", err)
 	}
-	return e.dir.Write(chainFile, folder.File{Data: data, Mode: 0o600})
+	if err := e.dir.Write(chainFile, folder.File{Data: data, Mode: 0o600}); err != nil {
+		return err
+	}
+	e.unsaved = false
+	return nil
 }
 
 // readSegment checks and decodes a segment, and cuts off what a power cut left of the last append.
@@ -211,31 +221,68 @@ func (e *Events) Chain() trail.Chain { return e.chain }
 // Append chains the event, keeps it and fsyncs. It sets the event's number and predecessor. A nil
 // event with a nil error means that the event was left out and counted (see Events).
 func (e *Events) Append(event *curfewv1.Event) (*curfewv1.Event, error) {
-	if err := trail.CheckEvent(event); err != nil {
-		return nil, fmt.Errorf("keeping an event: %w", err)
-	}
-	size := int64(proto.Size(event)) + recordOverhead
-	room := e.max - e.size()
-	if cheap[event.GetKind()] && room-size < e.max/2 {
-		e.lost[event.GetKind()]++
-		// Durable with the next acknowledgement; a crash before forgets some counts, not that events
-		// are missing, because what is kept stays chained.
-		if e.lost[event.GetKind()] == 1 {
-			return nil, e.saveChain()
-		}
-		return nil, nil
-	}
-	if room < size+maxRecord { // an events.lost must fit as well
-		return nil, ErrFull
-	}
-	if err := e.appendOne(event); err != nil {
+	if kept, err := e.AppendAll([]*curfewv1.Event{event}); err != nil || kept == 0 {
 		return nil, err
 	}
 	return event, nil
 }
 
+// AppendAll is Append for many events, which are fsynced together. It returns how many were kept; one
+// that cannot be kept does not hold up the others.
+func (e *Events) AppendAll(events []*curfewv1.Event) (kept int, err error) {
+	var errs []error
+	var fit []*curfewv1.Event
+	var pending int64
+	for _, event := range events {
+		size, err := e.admit(event, pending)
+		errs = append(errs, err)
+		if size > 0 {
+			pending += size
+			fit = append(fit, event)
+		}
+	}
+	for batch := range slices.Chunk(fit, maxBatch) {
+		if err := e.write(batch); err != nil {
+			return kept, errors.Join(append(errs, err)...)
+		}
+		kept += len(batch)
+	}
+	return kept, errors.Join(errs...)
+}
+
+// maxBatch bounds what is written at once.
+const maxBatch = 256
+
+// admit tells how many bytes an event will take, beside those that wait to be written; 0 when it is
+// not to be kept.
+func (e *Events) admit(event *curfewv1.Event, pending int64) (int64, error) {
+	if err := trail.CheckEvent(event); err != nil {
+		return 0, fmt.Errorf("keeping an event: %w", err)
+	}
+	// Its number and predecessor may not stand in it yet.
+	size := int64(proto.Size(event)) + recordOverhead
+	room := e.max - e.size() - pending
+	if cheap[event.GetKind()] && room-size < e.max/2 {
+		e.lost[event.GetKind()]++
+		e.unsaved = true
+		// Durable with the next acknowledgement; a crash before forgets some counts, not that events
+		// are missing, because what is kept stays chained.
+		if e.lost[event.GetKind()] == 1 {
+			return 0, e.saveChain()
+		}
+		return 0, nil
+	}
+	if room < size+maxRecord { // an events.lost must fit as well
+		return 0, ErrFull
+	}
+	return size, nil
+}
+
 // Full tells whether nothing that opens access may be done, because it could not be recorded.
 func (e *Events) Full() bool { return e.max-e.size() < 4*maxRecord }
+
+// Unsent is how many events nobody has acknowledged yet.
+func (e *Events) Unsent() uint64 { return e.chain.Count - e.acked.Count }
 
 // TakeLost returns how many events of each kind were left out since it was last called, when there
 // is room again to say so; else nil.
@@ -244,39 +291,47 @@ func (e *Events) TakeLost() map[string]uint64 {
 		return nil
 	}
 	lost := e.lost
-	e.lost = make(map[string]uint64)
+	e.lost, e.unsaved = make(map[string]uint64), true
 	return lost
 }
 
+// size is what counts against the limit. A segment that only waits to be filled does not.
 func (e *Events) size() (n int64) {
 	for _, s := range e.segments {
-		n += s.bytes
+		if s.last() > e.acked.Count {
+			n += s.bytes
+		}
 	}
 	return n
 }
 
-func (e *Events) appendOne(event *curfewv1.Event) error {
+// write chains events and appends them to the newest segment, all or none.
+func (e *Events) write(events []*curfewv1.Event) error {
 	next := e.chain
-	if err := next.Append(event); err != nil {
-		return err
-	}
-	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(event)
-	if err != nil {
-		return fmt.Errorf("keeping an event: %w", err)
-	}
-	record, err := encodeRecord(body)
-	if err != nil {
-		return err
+	var records []byte
+	for _, event := range events {
+		if err := next.Append(event); err != nil {
+			return err
+		}
+		body, err := proto.MarshalOptions{Deterministic: true}.Marshal(event)
+		if err != nil {
+			return fmt.Errorf("keeping an event: %w", err)
+		}
+		record, err := encodeRecord(body)
+		if err != nil {
+			return err
+		}
+		records = append(records, record...)
 	}
 	if n := len(e.segments); n == 0 || e.segments[n-1].bytes >= segmentBytes {
-		e.segments = append(e.segments, segment{first: event.GetNumber()})
+		e.segments = append(e.segments, segment{first: events[0].GetNumber()})
 	}
 	s := &e.segments[len(e.segments)-1]
-	if err := e.dir.Append(segmentName(s.first), record, 0o600); err != nil {
+	if err := e.dir.Append(segmentName(s.first), records, 0o600); err != nil {
 		return fmt.Errorf("keeping an event: %w", err)
 	}
-	s.bytes += int64(len(record))
-	s.events = append(s.events, event)
+	s.bytes += int64(len(records))
+	s.events = append(s.events, events...)
 	e.chain = next
 	return nil
 }
@@ -308,15 +363,21 @@ func (e *Events) Acknowledged(n uint64) error {
 		return err
 	}
 	e.acked = trail.Chain{Count: n, Head: head}
+	over := 0
+	for _, s := range e.segments {
+		if s.last() > n || s.bytes < segmentBytes && s.last() == e.chain.Count {
+			break
+		}
+		over++
+	}
+	if over == 0 && !e.unsaved {
+		return nil // after a crash it is the control plane that says how many it has
+	}
 	if err := e.saveChain(); err != nil {
 		return err
 	}
-	for len(e.segments) > 0 {
-		s := e.segments[0]
-		if last := s.first + uint64(len(s.events)) - 1; last > n {
-			break
-		}
-		if err := e.dir.Remove(segmentName(s.first)); err != nil {
+	for ; over > 0; over-- {
+		if err := e.dir.Remove(segmentName(e.segments[0].first)); err != nil {
 			return err
 		}
 		e.segments = e.segments[1:]

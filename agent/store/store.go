@@ -32,6 +32,8 @@ const (
 
 	maxLedger = 64 << 20
 	maxKey    = 4 << 10
+
+	reserveStep = 64 << 10
 )
 
 // ErrNotJoined means that this host has no key or no ledger yet.
@@ -162,18 +164,26 @@ func (s *Store) Ledger() (*grant.Ledger, error) {
 
 // SaveLedger makes the ledger durable. Only after it returned nil may anything be applied.
 func (s *Store) SaveLedger(l *grant.Ledger) error {
-	data, err := json.Marshal(l)
+	data, err := l.MarshalJSON() // which json.Marshal would read and copy once more
 	if err != nil {
 		return fmt.Errorf("keeping the ledger: %w", err)
 	}
 	if len(data) > maxLedger {
 		return fmt.Errorf("keeping the ledger: %d bytes; at most %d", len(data), maxLedger)
 	}
-	if err := s.dir.Write(ledgerFile, folder.File{Data: data, Mode: 0o600}); err != nil {
+	file := folder.File{Data: data, Mode: 0o600}
+	// What could not be ended durably on a disk that is full by then must not begin.
+	if err := s.dir.Reserve(roundUp(int64(len(data)))); err != nil && !s.dir.Shrinks(ledgerFile, file) {
+		return fmt.Errorf("keeping the ledger: %w", err)
+	}
+	if err := s.dir.Write(ledgerFile, file); err != nil {
 		return fmt.Errorf("keeping the ledger: %w", err)
 	}
 	return nil
 }
+
+// roundUp keeps the size of the reserve from changing with every grant.
+func roundUp(n int64) int64 { return (n/reserveStep + 1) * reserveStep }
 
 func (s *Store) corrupt(name, why string) error {
 	return corrupt(s.dir.Path()+"/"+name, why)

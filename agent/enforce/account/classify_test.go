@@ -163,7 +163,7 @@ func TestPrincipals(t *testing.T) {
 		t.Errorf("problems %q", problems)
 	}
 	for _, mode := range []Mode{ModeObserve, ModeEnforce} {
-		if _, err := RenderGateTable(mode, got); err != nil {
+		if _, err := RenderGateTable(mode, nil, got); err != nil {
 			t.Error(err)
 		}
 	}

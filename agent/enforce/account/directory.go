@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -28,63 +29,101 @@ var ErrDirectory = errors.New("the host's name service does not answer")
 
 const maxEntry = 64 << 10
 
-// Lookup finds a user by login or by uid in decimal.
-func (d Directory) Lookup(
-	ctx context.Context, key string,
-) (name string, uid uint32, found bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
-	defer cancel()
-	out, err := d.run(ctx, d.Getent, "passwd", key)
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && exit.ExitCode() == 2 {
-		return "", 0, false, nil
-	}
-	if err != nil {
-		return "", 0, false, fmt.Errorf("%w: getent passwd %s: %w", ErrDirectory, key, err)
-	}
-	line, _, _ := strings.Cut(string(out), "\n")
-	fields := strings.Split(line, ":")
-	if len(fields) != 7 {
-		return "", 0, false, fmt.Errorf("%w: getent passwd %s prints %d fields", ErrDirectory, key,
-			len(fields))
-	}
-	n, err := strconv.ParseUint(fields[2], 10, 32)
-	if err != nil {
-		return "", 0, false, fmt.Errorf("%w: getent passwd %s: %w", ErrDirectory, key, err)
-	}
-	return fields[0], uint32(n), true, nil
+// An entry is a user or a group.
+type entry struct {
+	name string
+	id   uint32
 }
 
-// Free tells whether login and uid belong to each other or to nobody.
+// entries asks for the entries of a table, whose lines have that many fields, that go by any of the
+// keys: names, or numbers in decimal.
+func (d Directory) entries(ctx context.Context, table string, fields int, keys ...string) ([]entry, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
+	defer cancel()
+	out, err := d.run(ctx, d.Getent, append([]string{table}, keys...)...)
+	var exit *exec.ExitError
+	if err != nil && !(errors.As(err, &exit) && exit.ExitCode() == missing) {
+		return nil, fmt.Errorf("%w: getent %s %s: %w", ErrDirectory, table, strings.Join(keys, " "), err)
+	}
+	var list []entry
+	for line := range strings.Lines(string(out)) {
+		parts := strings.SplitN(line, ":", fields)
+		if len(parts) != fields {
+			return nil, fmt.Errorf("%w: getent %s prints %d fields", ErrDirectory, table, len(parts))
+		}
+		n, err := strconv.ParseUint(parts[2], 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("%w: getent %s: %w", ErrDirectory, table, err)
+		}
+		list = append(list, entry{parts[0], uint32(n)})
+	}
+	return list, nil
+}
+
+// missing is how getent exits when it does not find all of the keys.
+const missing = 2
+
+func (d Directory) users(ctx context.Context, keys ...string) ([]entry, error) {
+	return d.entries(ctx, "passwd", 7, keys...)
+}
+
+func (d Directory) groups(ctx context.Context, keys ...string) ([]entry, error) {
+	return d.entries(ctx, "group", 4, keys...)
+}
+
+// Free tells whether login and uid belong to each other or to nobody, as a user and as the account's
+// private group: a directory's group of that number has files, and one of that name rights.
 func (d Directory) Free(ctx context.Context, login string, uid uint32) error {
-	_, have, found, err := d.Lookup(ctx, login)
+	keys := []string{login, strconv.FormatUint(uint64(uid), 10)}
+	var byGroup sync.WaitGroup
+	var groups []entry
+	var errGroups error
+	byGroup.Go(func() { groups, errGroups = d.groups(ctx, keys...) })
+	users, err := d.users(ctx, keys...)
+	byGroup.Wait()
 	if err != nil {
 		return err
 	}
-	if found && have != uid {
-		return fmt.Errorf("login %s is somebody with uid %d in this host's directory", login, have)
+	for _, u := range users {
+		switch {
+		case u == entry{login, uid}:
+		case u.id == uid:
+			return fmt.Errorf("uid %d of login %s belongs to %s in this host's directory", uid, login, u.name)
+		default:
+			return somebodyElse(login, u.id)
+		}
 	}
-	name, _, found, err := d.Lookup(ctx, strconv.FormatUint(uint64(uid), 10))
-	if err != nil {
-		return err
+	if errGroups != nil {
+		return errGroups
 	}
-	if found && name != login {
-		return fmt.Errorf("uid %d of login %s belongs to %s in this host's directory", uid, login, name)
+	for _, g := range groups {
+		switch {
+		case g == entry{login, uid}:
+		case g.id == uid:
+			return fmt.Errorf("gid %d of login %s belongs to the group %s in this host's directory", uid,
+				login, g.name)
+		default:
+			return fmt.Errorf("login %s is a group with gid %d in this host's directory", login, g.id)
+		}
 	}
 	return nil
 }
 
+func somebodyElse(login string, uid uint32) error {
+	return fmt.Errorf("login %s is somebody with uid %d in this host's directory", login, uid)
+}
+
 // Resolves tells whether programs on this host find the account.
 func (d Directory) Resolves(ctx context.Context, login string, uid uint32) error {
-	_, have, found, err := d.Lookup(ctx, login)
+	users, err := d.users(ctx, login)
 	switch {
 	case err != nil:
 		return err
-	case !found:
+	case len(users) == 0:
 		return fmt.Errorf("programs on this host do not find the account %s: curfew must stand behind "+
 			"files in /etc/nsswitch.conf, and libnss_curfew.so.2 must load (curfew-agent doctor)", login)
-	case have != uid:
-		return fmt.Errorf("login %s is somebody with uid %d in this host's directory", login, have)
+	case users[0].id != uid:
+		return somebodyElse(login, users[0].id)
 	}
 	return nil
 }

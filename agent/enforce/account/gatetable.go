@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // Mode says whether the PAM module denies or only lets the agent record what it would deny.
@@ -59,23 +60,41 @@ type Principal struct {
 	Name  string
 }
 
+// Trial bounds a mode that nobody has confirmed yet: the PAM module enforces until either clock has come
+// this far, and observes from then on, whatever has become of the agent.
+type Trial struct {
+	Wall time.Time
+	Boot time.Duration // on the boot-time clock
+}
+
+// SelfTest is a person whom no host has, and who never has a grant: by asking about this name
+// `curfew-agent enforce-on` sees that a host denies. PROTOCOL.md, section 4.
+var SelfTest = Principal{Class: ClassGated, UID: 1<<32 - 2, Name: "curfew-selftest"}
+
 // MaxGateTable is section 5's cap of the whole file, in bytes.
 const MaxGateTable = 4 << 20
 
 // RenderGateTable returns the whole gate table, in any order of principals. A name stands once. A
 // uid may stand under several names, as in /etc/passwd, but only in one class: the module looks
 // sudo's caller up by uid and a login by name, and both must meet the same rule. Only exempt
-// principals may have a uid below 1000: the module never asks about those.
-func RenderGateTable(mode Mode, principals []Principal) ([]byte, error) {
-	if mode != ModeObserve && mode != ModeEnforce {
+// principals may have a uid below 1000: the module never asks about those. A trial is one of ModeEnforce.
+func RenderGateTable(mode Mode, trial *Trial, principals []Principal) ([]byte, error) {
+	word := mode.String()
+	switch {
+	case mode != ModeObserve && mode != ModeEnforce:
 		return nil, fmt.Errorf("gate table refused: unknown %v", mode)
+	case trial == nil || mode == ModeObserve:
+	case trial.Wall.UnixMilli() <= 0 || trial.Boot < time.Millisecond:
+		return nil, fmt.Errorf("gate table refused: a trial until %v, %v", trial.Wall, trial.Boot)
+	default:
+		word = fmt.Sprintf("trial %d %d", trial.Wall.UnixMilli(), trial.Boot.Milliseconds())
 	}
 	sorted := slices.SortedFunc(slices.Values(principals), func(a, b Principal) int {
 		return cmp.Or(cmp.Compare(a.UID, b.UID), cmp.Compare(a.Name, b.Name))
 	})
 	names := make(map[string]bool, len(sorted))
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "curfew-gate 1\nmode %v\n", mode)
+	fmt.Fprintf(&b, "curfew-gate 1\nmode %s\n", word)
 	for i, p := range sorted {
 		if p.Class < ClassAccount || p.Class > ClassExempt {
 			return nil, fmt.Errorf("gate table refused: %q has an unknown %v", p.Name, p.Class)

@@ -21,12 +21,22 @@ import (
 // the next call starts afresh or finishes the rename. Callers make one home of a login at a time.
 //
 // SELinux labels and extended attributes of skel are not copied.
+//
+// Every error wraps ErrNoHome.
 func MakeHome(homeRoot string, login string, uid, gid uint32, skel string) error {
-	if err := makeHome(homeRoot, login, uid, gid, skel); err != nil {
-		return fmt.Errorf("making home %s/%s: %w", homeRoot, login, err)
+	err := makeHome(homeRoot, login, uid, gid, skel)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM), errors.Is(err, unix.EROFS):
+		err = fmt.Errorf("%w: root may not do that here, since %s squashes root, is read-only or is immutable; "+
+			"make %s/%s where homes are kept, mode 0700 and owned by uid %d", err, homeRoot, homeRoot, login, uid)
 	}
-	return nil
+	return fmt.Errorf("%w %s/%s: %w", ErrNoHome, homeRoot, login, err)
 }
+
+// ErrNoHome is what keeps somebody out until an administrator has done something about their home.
+var ErrNoHome = errors.New("making home")
 
 func makeHome(homeRoot, login string, uid, gid uint32, skel string) error {
 	if err := grant.CheckUserName(login); err != nil {

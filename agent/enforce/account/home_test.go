@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -343,5 +344,22 @@ func TestMakeHomeAfterACrash(t *testing.T) {
 				t.Errorf("a leftover that is not Curfew's was changed:\n%s", diff)
 			}
 		})
+	}
+}
+
+// Where root is nobody, as on an NFS export that squashes it, the error says what an administrator can do.
+func TestMakeHomeWhereRootMayNot(t *testing.T) {
+	homes := rootFolder(t)
+	runtime.LockOSThread() // a thread has its own fsuid
+	defer runtime.UnlockOSThread()
+	err := unix.Setfsuid(65534)
+	if err == nil {
+		err = errors.Join(MakeHome(homes, "alice", testUID, testGID, ""), unix.Setfsuid(0))
+	}
+	if !errors.Is(err, ErrNoHome) || !errors.Is(err, unix.EACCES) {
+		t.Fatalf("a squashed root makes a home: %v", err)
+	}
+	if want := fmt.Sprintf("make %s/alice where homes are kept, mode 0700 and owned by uid %d", homes, testUID); !strings.Contains(err.Error(), want) {
+		t.Errorf("it is not said what to do: %v", err)
 	}
 }

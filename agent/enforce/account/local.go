@@ -71,6 +71,13 @@ func ReadLocal(root string) (Local, error) {
 		}
 		l.Groups = append(l.Groups, g)
 	}
+	// A file that is empty, or cut while somebody writes it in place, is no word about anybody.
+	if _, ok := l.UserByUID(0); !ok {
+		return Local{}, fmt.Errorf("reading local users: %s/etc/passwd has no root", root)
+	}
+	if _, ok := l.GroupByGID(0); !ok {
+		return Local{}, fmt.Errorf("reading local users: %s/etc/group has no group 0", root)
+	}
 	return l, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"slices"
 	"strings"
 	"time"
@@ -58,6 +59,10 @@ const (
 
 	snapshotMagic = "CFNSS01\n"
 	headerSize    = 64
+	pageMagic     = "CFPAGE1\n"
+	pageSize      = 4096
+	pageHead      = 32
+	slotSize      = 8
 	passwdFixed   = 44
 	groupFixed    = 28
 )
@@ -86,6 +91,21 @@ func Render(accounts []Account, groups []Group) ([]byte, error) {
 	return assemble(passwd, group)
 }
 
+// Check tells whether Render would take an account, with its private group, for itself. It makes no
+// file: all accounts are checked whenever anything changes.
+func Check(a Account) error {
+	if _, err := accountRecord(a); err != nil {
+		return err
+	}
+	groups, err := withPrivateGroups([]Account{a}, nil)
+	for _, g := range groups {
+		if err == nil {
+			_, err = groupRecord(g)
+		}
+	}
+	return err
+}
+
 func withPrivateGroups(accounts []Account, groups []Group) ([]Group, error) {
 	given := make(map[uint32]bool, len(groups))
 	for _, g := range groups {
@@ -109,14 +129,17 @@ func withPrivateGroups(accounts []Account, groups []Group) ([]Group, error) {
 
 // record is one rendered record and the two keys that it is found by.
 type record struct {
-	name  string
-	id    uint32
-	bytes []byte
+	name   string
+	id     uint32
+	joined bool // a group that has members
+	bytes  []byte
+	inside bool   // it stands in a page
+	at     uint32 // where it stands in the file
 }
 
 // renderRecords renders all and sorts by id, refusing duplicates.
-func renderRecords[T any](what string, in []T, one func(T) (record, error)) ([]record, error) {
-	out := make([]record, 0, len(in))
+func renderRecords[T any](what string, in []T, one func(T) (record, error)) ([]*record, error) {
+	out := make([]*record, 0, len(in))
 	names := make(map[string]bool, len(in))
 	ids := make(map[uint32]bool, len(in))
 	for _, v := range in {
@@ -131,9 +154,9 @@ func renderRecords[T any](what string, in []T, one func(T) (record, error)) ([]r
 			return nil, refusef("two %ss numbered %d", what, r.id)
 		}
 		names[r.name], ids[r.id] = true, true
-		out = append(out, r)
+		out = append(out, &r)
 	}
-	slices.SortFunc(out, func(a, b record) int { return cmp.Compare(a.id, b.id) })
+	slices.SortFunc(out, func(a, b *record) int { return cmp.Compare(a.id, b.id) })
 	return out, nil
 }
 
@@ -232,50 +255,158 @@ func groupRecord(g Group) (record, error) {
 		b = le.AppendUint16(b, uint16(len(m)))
 		b = append(b, m...)
 	}
-	return record{name: g.Name, id: g.GID, bytes: b}, nil
+	return record{name: g.Name, id: g.GID, joined: len(members) > 0, bytes: b}, nil
 }
 
-// assemble lays the file out: header, four indexes, passwd records by uid, group records by gid.
-// Records in the order of the id index let the reader's initgroups walk the file forwards.
-func assemble(passwd, group []record) ([]byte, error) {
-	at := headerSize + 8*len(passwd) + 8*len(group)
-	size := at
-	for _, r := range slices.Concat(passwd, group) {
-		size += len(r.bytes)
-	}
-	if size > MaxSnapshot {
-		return nil, refusef("%d bytes are over the cap of %d", size, MaxSnapshot)
-	}
-
-	le := binary.LittleEndian
-	b := append(make([]byte, 0, size), snapshotMagic...)
+// assemble lays the file out: header, indexes, records, and pages by which a look-up reads once.
+//
+// The pages were added to a format that modules out there read, so they stand where those do not look:
+// to them they are more room for records, which they find by the indexes as ever.
+func assemble(passwd, group []*record) ([]byte, error) {
+	pages := paged(passwd, group)
 	pwName := headerSize
 	pwUID := pwName + 4*len(passwd)
 	grName := pwUID + 4*len(passwd)
 	grGID := grName + 4*len(group)
-	for _, v := range []int{size, len(passwd), len(group), pwName, pwUID, grName, grGID} {
-		b = le.AppendUint32(b, uint32(v))
+	joined := slices.DeleteFunc(slices.Clone(group), func(r *record) bool { return !r.joined })
+	grJoined := grGID + 4*len(group)
+	at := grJoined + 4*len(joined)
+	outside := slices.DeleteFunc(slices.Concat(passwd, group), func(r *record) bool { return r.inside })
+	for _, r := range outside {
+		r.at = uint32(at)
+		at += len(r.bytes)
 	}
+	if len(pages) > 0 {
+		at = (at + pageSize - 1) / pageSize * pageSize
+		for _, p := range pages {
+			p.place(at)
+			at += pageSize
+		}
+		at += len(pages) // the size of the file says how many there are
+	}
+	if at > MaxSnapshot {
+		return nil, refusef("%d bytes are over the cap of %d", at, MaxSnapshot)
+	}
+
+	b := append(make([]byte, 0, at), snapshotMagic...)
+	b = appendNumbers(b, at, len(passwd), len(group), pwName, pwUID, grName, grGID)
 	b = append(b, make([]byte, headerSize-len(b))...)
-	for _, records := range [][]record{passwd, group} {
-		offset := make(map[string]uint32, len(records))
-		byName := slices.Clone(records)
-		for _, r := range records {
-			offset[r.name] = uint32(at)
-			at += len(r.bytes)
-		}
-		slices.SortFunc(byName, func(a, b record) int { return strings.Compare(a.name, b.name) })
-		for _, r := range byName {
-			b = le.AppendUint32(b, offset[r.name])
-		}
-		for _, r := range records {
-			b = le.AppendUint32(b, offset[r.name])
-		}
+	for _, byID := range [][]*record{passwd, group} {
+		byName := slices.SortedFunc(slices.Values(byID),
+			func(a, b *record) int { return strings.Compare(a.name, b.name) })
+		b = appendOffsets(appendOffsets(b, byName), byID)
 	}
-	for _, r := range slices.Concat(passwd, group) {
+	b = appendOffsets(b, joined)
+	for _, r := range outside {
 		b = append(b, r.bytes...)
 	}
-	return b, nil
+	for i, p := range pages {
+		b = append(b, make([]byte, (pageSize-len(b)%pageSize)%pageSize)...)
+		b = append(b, pageMagic...)
+		b = appendNumbers(b, at, i, len(p.keys), grJoined, len(joined), 0)
+		for _, k := range p.keys {
+			b = appendNumbers(b, int(k.hash), int(k.kind<<31|k.record.at))
+		}
+		for _, r := range p.records {
+			b = append(b, r.bytes...)
+		}
+	}
+	return append(b, make([]byte, at-len(b))...), nil
+}
+
+func appendNumbers(b []byte, numbers ...int) []byte {
+	for _, n := range numbers {
+		b = binary.LittleEndian.AppendUint32(b, uint32(n))
+	}
+	return b
+}
+
+func appendOffsets(b []byte, records []*record) []byte {
+	for _, r := range records {
+		b = binary.LittleEndian.AppendUint32(b, r.at)
+	}
+	return b
+}
+
+// key is one way to find a record: by its name or by the bytes of its id.
+type key struct {
+	hash, kind uint32
+	record     *record
+}
+
+func keysOf(kind uint32, records []*record) []key {
+	keys := make([]key, 0, 2*len(records))
+	for _, r := range records {
+		id := binary.LittleEndian.AppendUint32(nil, r.id)
+		keys = append(keys, key{hash(kind, []byte(r.name)), kind, r}, key{hash(kind, id), kind, r})
+	}
+	return keys
+}
+
+// hash is 32-bit FNV-1a of the kind, as a byte, and the key.
+func hash(kind uint32, key []byte) uint32 {
+	h := fnv.New32a()
+	_, _ = h.Write(append([]byte{byte(kind)}, key...)) // it never fails
+	return h.Sum32()
+}
+
+// page holds the slots of all keys whose hash falls on it, and as many of the accounts that are looked
+// up by name there as fit; other records stand outside.
+type page struct {
+	keys    []key
+	records []*record
+}
+
+func (p *page) room() int {
+	room := pageSize - pageHead - slotSize*len(p.keys)
+	for _, r := range p.records {
+		room -= len(r.bytes)
+	}
+	return room
+}
+
+// place says where the page's records will stand when the page does at an offset.
+func (p *page) place(at int) {
+	at += pageHead + slotSize*len(p.keys)
+	for _, r := range p.records {
+		r.at = uint32(at)
+		at += len(r.bytes)
+	}
+}
+
+// paged distributes keys and accounts over pages that they would fill to two thirds. There are none
+// when the slots of one page do not fit into it, which takes hundreds of names that were made to meet,
+// or when the file would be too large: readers search the indexes then.
+func paged(passwd, group []*record) []*page {
+	keys := slices.Concat(keysOf(0, passwd), keysOf(1, group))
+	size := slotSize * len(keys)
+	for _, r := range passwd {
+		size += len(r.bytes)
+	}
+	n := size*3/2/(pageSize-pageHead) + 1
+	if len(keys) == 0 || n*pageSize > MaxSnapshot/2 {
+		return nil
+	}
+	pages := make([]*page, n)
+	for i := range pages {
+		pages[i] = new(page)
+	}
+	of := func(k key) *page { return pages[k.hash%uint32(n)] }
+	for _, k := range keys {
+		of(k).keys = append(of(k).keys, k)
+	}
+	for _, p := range pages {
+		if p.room() < 0 {
+			return nil
+		}
+	}
+	for i, k := range keys[:2*len(passwd)] {
+		// Of an account's two keys, the first is the name.
+		if p := of(k); i%2 == 0 && len(k.record.bytes) <= p.room() {
+			p.records, k.record.inside = append(p.records, k.record), true
+		}
+	}
+	return pages
 }
 
 // deadlines converts to the file's milliseconds, rounding down: early rather than late.

@@ -46,9 +46,20 @@ func TestRenderGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(string(want), hex.Dump(got)); diff != "" {
-		t.Errorf("the snapshot's bytes changed (-golden +now):\n%s\nnow:\n%s", diff, hex.Dump(got))
+	if diff := cmp.Diff(string(want), dump(got)); diff != "" {
+		t.Errorf("the snapshot's bytes changed (-golden +now):\n%s\nnow:\n%s", diff, dump(got))
 	}
+}
+
+// dump leaves out lines of zeros, of which pages have many.
+func dump(b []byte) string {
+	var text strings.Builder
+	for line := range strings.Lines(hex.Dump(b)) {
+		if !strings.HasSuffix(line, "|................|\n") || strings.Trim(line[8:58], " 0") != "" {
+			text.WriteString(line)
+		}
+	}
+	return text.String()
 }
 
 func TestRenderIsDeterministicAndLeavesItsInput(t *testing.T) {
@@ -134,6 +145,12 @@ func TestRenderRefuses(t *testing.T) {
 		if !errors.Is(err, ErrSnapshot) || out != nil {
 			t.Errorf("%s: Render = %d bytes, %v; want ErrSnapshot and nothing", name, len(out), err)
 		}
+		for _, x := range []Account{a, b} {
+			_, err := Render([]Account{x}, nil)
+			if got := Check(x); (got == nil) != (err == nil) {
+				t.Errorf("%s: Check(%s) = %v, Render says %v", name, x.Login, got, err)
+			}
+		}
 	}
 }
 
@@ -176,8 +193,40 @@ func TestRenderRefusesAFileOverItsCap(t *testing.T) {
 	}
 }
 
+// TestRenderWithoutPages: logins that were made to meet on one page cost readers time, nothing else.
+func TestRenderWithoutPages(t *testing.T) {
+	accounts := func(n int, meet bool) (list []Account) {
+		for i := 0; len(list) < n; i++ {
+			a := bob()
+			a.Login, a.UID, a.GID = fmt.Sprintf("u%d", i), uint32(2000+i), uint32(2000+i)
+			if !meet || hash(0, []byte(a.Login))%26 == 7 {
+				list = append(list, a)
+			}
+		}
+		return list
+	}
+	for _, c := range []struct {
+		accounts []Account
+		pages    int
+	}{
+		{nil, 0},
+		{accounts(1, false), 1},
+		{accounts(1000, false), 36},
+		{accounts(697, true), 0},
+	} {
+		b, err := Render(c.accounts, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages := strings.Count(string(b), pageMagic)
+		if pages != c.pages || pages > 0 && len(b)%pageSize != pages {
+			t.Errorf("%d accounts: %d pages in %d bytes, want %d", len(c.accounts), pages, len(b), c.pages)
+		}
+	}
+}
+
 func TestRenderGateTable(t *testing.T) {
-	got, err := RenderGateTable(ModeEnforce, []Principal{
+	got, err := RenderGateTable(ModeEnforce, nil, []Principal{
 		{ClassExempt, 1003, "rescue"},
 		{ClassAccount, 1900000001, "alice"},
 		{ClassGated, 1001, `EXAMPLE\bob`},
@@ -191,7 +240,7 @@ func TestRenderGateTable(t *testing.T) {
 	if diff := cmp.Diff(want, string(got)); err != nil || diff != "" {
 		t.Errorf("RenderGateTable: %v\n%s", err, diff)
 	}
-	if got, err := RenderGateTable(ModeObserve, nil); err != nil ||
+	if got, err := RenderGateTable(ModeObserve, nil, nil); err != nil ||
 		string(got) != "curfew-gate 1\nmode observe\nend\n" {
 		t.Errorf("empty table: %q, %v", got, err)
 	}
@@ -217,11 +266,23 @@ func TestRenderGateTableRefuses(t *testing.T) {
 		"uid in two classes": {{ClassGated, 1001, "bob"}, {ClassExempt, 1001, "bob2"}},
 		"too many":           many,
 	} {
-		if out, err := RenderGateTable(ModeEnforce, list); err == nil {
+		if out, err := RenderGateTable(ModeEnforce, nil, list); err == nil {
 			t.Errorf("%s: RenderGateTable wrote %.200q", name, out)
 		}
 	}
-	if _, err := RenderGateTable(0, nil); err == nil {
+	trial := &Trial{Wall: time.UnixMilli(1790000000123), Boot: 1234567 * time.Millisecond}
+	if got, err := RenderGateTable(ModeEnforce, trial, nil); err != nil ||
+		string(got) != "curfew-gate 1\nmode trial 1790000000123 1234567\nend\n" {
+		t.Errorf("a trial: %q, %v", got, err)
+	}
+	if got, err := RenderGateTable(ModeObserve, trial, nil); err != nil ||
+		string(got) != "curfew-gate 1\nmode observe\nend\n" {
+		t.Errorf("observe has no trial: %q, %v", got, err)
+	}
+	if out, err := RenderGateTable(ModeEnforce, &Trial{Wall: time.Now()}, nil); err == nil {
+		t.Errorf("a trial without an end: %q", out)
+	}
+	if _, err := RenderGateTable(0, nil, nil); err == nil {
 		t.Error("no mode: RenderGateTable wrote a table")
 	}
 }

@@ -3,8 +3,14 @@ package session
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
+	"regexp"
+	"slices"
+	"strings"
 	"time"
+
+	"github.com/coreos/go-systemd/v22/dbus"
 
 	"github.com/curfew-access/curfew/internal/grant"
 )
@@ -30,7 +36,9 @@ func (m *Manager) Arm(ctx context.Context, t Target, end time.Time, left time.Du
 		commands: m.backstop(t),
 	})
 	if err == nil {
-		err = stopMatching(ctx, timerPattern(t.RequestID), name+".timer")
+		err = stopMatching(ctx, timerPattern(t.RequestID), func(unit string) bool {
+			return unit != name+".timer"
+		})
 	}
 	m.problem("backstop "+t.RequestID, err)
 	if err != nil {
@@ -58,17 +66,54 @@ func killUnits(pattern string) []string {
 	return []string{program, "--no-ask-password", "--signal=SIGKILL", "kill", pattern}
 }
 
-// Disarm removes PID 1's timers of a request.
-func (m *Manager) Disarm(ctx context.Context, request string) error {
-	if err := grant.CheckRequestID(request); err != nil {
-		return fmt.Errorf("disarming the backstop: %w", err)
+// Disarm removes PID 1's timers of requests, all at once: a thousand that were removed one after the
+// other would go off meanwhile.
+func (m *Manager) Disarm(ctx context.Context, requests ...string) error {
+	ended := make(map[string]bool, len(requests))
+	for _, request := range requests {
+		if err := grant.CheckRequestID(request); err != nil {
+			return fmt.Errorf("disarming the backstop: %w", err)
+		}
+		ended[request] = true
 	}
-	err := stopMatching(ctx, timerPattern(request), "")
-	m.problem("backstop "+request, err)
+	err := stopMatching(ctx, timerPattern("*"), func(unit string) bool {
+		match := timerName.FindStringSubmatch(unit)
+		return match != nil && ended[match[1]]
+	})
+	for _, request := range requests {
+		m.problem("backstop "+request, err)
+	}
 	if err != nil {
-		return fmt.Errorf("disarming the backstop of request %s: %w", request, err)
+		return fmt.Errorf("disarming the backstop of %d requests: %w", len(requests), err)
 	}
 	return nil
 }
 
+// Backstops lists the requests that PID 1 has a timer for, and those whose timer gave trouble.
+func (m *Manager) Backstops(ctx context.Context) ([]string, error) {
+	found := make(map[string]bool)
+	err := ask(ctx, func(ctx context.Context, conn *dbus.Conn) error {
+		units, err := conn.ListUnitsByPatternsContext(ctx, nil, []string{timerPattern("*")})
+		for _, u := range units {
+			if match := timerName.FindStringSubmatch(u.Name); match != nil {
+				found[match[1]] = true
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing the backstops: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for key := range m.problems {
+		if request, ok := strings.CutPrefix(key, "backstop "); ok {
+			found[request] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(found)), nil
+}
+
 func timerPattern(request string) string { return "curfew-end-" + request + "-*.timer" }
+
+var timerName = regexp.MustCompile(`^curfew-end-([0-9a-z]{12})-[0-9a-f]{8}\.timer$`)

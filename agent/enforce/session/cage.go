@@ -17,8 +17,7 @@ import (
 )
 
 const (
-	cgroupRoot = "/sys/fs/cgroup"
-	userSlice  = "/user.slice"
+	userSlice = "/user.slice"
 	// maxEntries bounds how much of a cgroup folder is looked at.
 	maxEntries = 100_000
 )
@@ -71,6 +70,14 @@ func ofSystem(cgroup string) bool {
 	return strings.HasPrefix(inside, "user-runtime-dir@")
 }
 
+// AtHome tells whether a process stands in the slice of a user. Whoever stands there cannot leave
+// without root, so that an elevation which began there is what took a process of the same audit
+// session elsewhere. One that began elsewhere, such as in a job of cron's, tells nothing.
+func AtHome(p process.Process, uid uint32) bool { return within(p.CGroup, sliceOf(uid)) }
+
+// strayed tells whether a process left the slice of the user who logged in.
+func strayed(p process.Process) bool { return p.CGroup != "" && !AtHome(p, p.LoginUID) }
+
 func sliceOf(uid uint32) string { return fmt.Sprintf("%s/user-%d.slice", userSlice, uid) }
 
 // within tells whether a cgroup path is dir or lies below it.
@@ -102,7 +109,7 @@ func scopes() (map[string][]string, error) {
 
 // children lists the cgroups right below one. A cgroup that does not exist has none.
 func children(path string) ([]string, error) {
-	dir, err := os.Open(cgroupRoot + path)
+	dir, err := os.Open(process.CGroupRoot() + path)
 	if vanished(err) {
 		return nil, nil
 	}
@@ -156,7 +163,7 @@ func killBelow(path string, protect func(pid int) bool, depth int) error {
 	if depth > maxCGroupDepth {
 		return fmt.Errorf("cgroup %s is nested deeper than %d", path, maxCGroupDepth)
 	}
-	text, err := os.ReadFile(cgroupRoot + path + "/cgroup.procs")
+	text, err := os.ReadFile(process.CGroupRoot() + path + "/cgroup.procs")
 	if err != nil && !vanished(err) {
 		return fmt.Errorf("killing cgroup %s: %w", path, err)
 	}
@@ -180,7 +187,7 @@ func killBelow(path string, protect func(pid int) bool, depth int) error {
 
 func writeCGroup(path, file, value string) error {
 	// Without O_CREAT: cgroupfs has no other files than its own.
-	f, err := os.OpenFile(cgroupRoot+path+"/"+file, os.O_WRONLY, 0)
+	f, err := os.OpenFile(process.CGroupRoot()+path+"/"+file, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
@@ -189,6 +196,6 @@ func writeCGroup(path, file, value string) error {
 }
 
 func exists(path string) bool {
-	_, err := os.Lstat(cgroupRoot + path)
+	_, err := os.Lstat(process.CGroupRoot() + path)
 	return err == nil
 }

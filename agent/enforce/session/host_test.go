@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/curfew-access/curfew/e2e/world"
+	"github.com/curfew-access/curfew/internal/pace"
 )
 
 const program = "/usr/local/bin/session-test"
@@ -43,7 +44,7 @@ func build(t *testing.T) string {
 
 func newStage(t *testing.T, release, login string, uid int) *stage {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Minute) // with a root file system to build
 	t.Cleanup(cancel)
 	w, err := world.New(ctx, world.Options{Name: t.Name(), Out: t.Output()})
 	if err != nil {
@@ -140,8 +141,8 @@ func (s *stage) mine() (found []world.Process) {
 // eventually waits until a condition holds.
 func (s *stage) eventually(what string, within time.Duration, ok func() bool) {
 	s.Helper()
-	for start := time.Now(); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Since(start) > within {
+	for start := pace.Start(); !ok(); time.Sleep(20 * time.Millisecond) {
+		if start.Elapsed() > within {
 			s.Fatalf("not within %v: %s; the login's processes: %+v", within, what, s.mine())
 		}
 	}
@@ -261,6 +262,23 @@ func TestKillWorksWithoutLogindAndBus(t *testing.T) {
 	}
 	if len(r.Residue) != 1 || len(r.Residue[0].Processes) != 0 {
 		t.Errorf("residue: %+v", r.Residue)
+	}
+}
+
+// TestNoFailedUnitIsLeftByABusySystemd: a killed user manager counts as failed, and the host as
+// degraded, until PID 1 is told to forget it; also when it was too slow to be told at once.
+func TestNoFailedUnitIsLeftByABusySystemd(t *testing.T) {
+	s := newStage(t, world.DefaultRelease, "kim", 1900000007)
+	s.shell(`mkdir -p /etc/systemd/system/user-runtime-dir@.service.d
+printf '[Service]\nExecStop=/bin/sleep 4\n' >/etc/systemd/system/user-runtime-dir@.service.d/slow.conf
+systemctl daemon-reload`)
+	s.misbehave()
+	s.on("open", "abcdefghjkmn", "account", "whole")
+	s.on("settle", "abcdefghjkmn", "account", "whole")
+	left := s.shell(`systemctl --failed --plain --no-legend
+systemctl list-units --all --plain --no-legend 'user*1900000007*'`)
+	if left != "" {
+		t.Errorf("PID 1 still knows: %s", left)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/curfew-access/curfew/agent/enforce/account"
@@ -15,7 +16,10 @@ import (
 )
 
 const (
-	killLimit   = 2 * time.Second
+	killLimit = 2 * time.Second
+	// killPatience is how long the next batch of ends waits for this one's processes to die.
+	killPatience = 500 * time.Millisecond
+
 	passPause   = 20 * time.Millisecond
 	cleanPasses = 2
 	maxShown    = 16
@@ -36,6 +40,7 @@ type killSet struct {
 	request map[string]int   // scopes of these requests
 	login   map[string]int   // scopes of logind's, by path
 	audit   map[audit]int    // audit sessions of logins
+	strayed map[audit]int    // audit sessions of elevations: what has left its user's slice is theirs
 	holder  map[identity]int // sshd's root monitors and the like, and whoever was found before
 	uid     map[uint32]int   // everything of theirs, and their slice
 	cgroups []string         // what can be killed as one
@@ -47,7 +52,8 @@ func (m *Manager) killSet(targets []Target) (*killSet, error) {
 	k := &killSet{
 		targets: targets,
 		request: make(map[string]int), login: make(map[string]int),
-		audit: make(map[audit]int), holder: make(map[identity]int), uid: make(map[uint32]int),
+		audit: make(map[audit]int), strayed: make(map[audit]int),
+		holder: make(map[identity]int), uid: make(map[uint32]int),
 	}
 	var errs []error
 	for i, t := range targets {
@@ -68,9 +74,12 @@ func (m *Manager) killSet(targets []Target) (*killSet, error) {
 			k.holder[identity{s.PID, s.StartTicks}] = i
 		}
 		if s.Elevation {
+			if s.audited() {
+				k.strayed[audit{s.LoginUID, s.AuditSession}] = i
+			}
 			continue
 		}
-		if s.AuditSession != NoAudit && s.LoginUID != NoAudit {
+		if s.audited() {
 			k.audit[audit{s.LoginUID, s.AuditSession}] = i
 		}
 		if scope, ok := loginScopeOf(s.CGroup, s.UID); ok {
@@ -112,6 +121,9 @@ func (k *killSet) of(p process.Process) (target int, ok bool) {
 	if i, ok := k.audit[audit{p.LoginUID, p.AuditSession}]; ok {
 		return i, true
 	}
+	if i, ok := k.strayed[audit{p.LoginUID, p.AuditSession}]; ok && strayed(p) {
+		return i, true
+	}
 	if i, ok := k.holder[identity{p.PID, p.StartTicks}]; ok {
 		return i, true
 	}
@@ -133,9 +145,9 @@ func (k *killSet) of(p process.Process) (target int, ok bool) {
 	return 0, false
 }
 
-// members yields the processes of the set and, for those in a scope, their descendants: `sudo su -`
-// opens a session of logind's for root on Debian 13 and so leaves the scope, and everything in such
-// a session of root's is the request's then.
+// members yields the processes of the set and their descendants, since root may put a child into
+// another cgroup. `sudo su -` opens a session of logind's for root on Debian 13 and so leaves the
+// scope; everything in such a session of root's is the request's then.
 func (m *Manager) members(k *killSet, all []process.Process) map[process.Process]int {
 	in := make(map[process.Process]int)
 	byPID := make(map[int]int) // target by pid
@@ -180,11 +192,22 @@ func (m *Manager) members(k *killSet, all []process.Process) map[process.Process
 // Kill ends everything of the targets, within 2 s for all of them, and says per target what is left.
 // Calling it again is how residue is retried. An empty list does nothing.
 func (m *Manager) Kill(ctx context.Context, targets []Target) []Residue {
+	return m.KillThen(ctx, targets, func() {})
+}
+
+// KillThen is Kill, and calls dead as soon as the processes are, or when some will not die for half a
+// second: neither they nor what systemd takes its time to clear away keep anybody else alive.
+func (m *Manager) KillThen(ctx context.Context, targets []Target, dead func()) []Residue {
 	if len(targets) == 0 {
+		dead()
 		return nil
 	}
 	m.killing.Lock()
-	defer m.killing.Unlock()
+	next := sync.OnceFunc(func() {
+		m.killing.Unlock()
+		dead()
+	})
+	patience := time.AfterFunc(killPatience, next)
 	ctx, cancel := context.WithTimeout(ctx, killLimit)
 	defer cancel()
 	left := make([]Residue, len(targets))
@@ -215,6 +238,8 @@ func (m *Manager) Kill(ctx context.Context, targets []Target) []Residue {
 		left[i].Problems = append(left[i].Problems, m.tidyFiles(t)...)
 	}
 	m.rounds(ctx, k, left)
+	patience.Stop()
+	next()
 	<-done
 	for i, t := range targets {
 		left[i].Problems = append(left[i].Problems, m.tidyRuntimeDir(ctx, t)...)

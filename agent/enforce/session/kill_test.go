@@ -13,6 +13,7 @@ import (
 
 	"github.com/curfew-access/curfew/agent/enforce/account"
 	"github.com/curfew-access/curfew/agent/enforce/session/process"
+	"github.com/curfew-access/curfew/internal/pace"
 )
 
 // Whatever a process did to get away from its parents, its uid stays.
@@ -22,9 +23,9 @@ func TestKillFindsWhatHides(t *testing.T) {
 setsid NAP & (setsid sh -c 'NAP & exec NAP' &) ; nohup NAP >/dev/null & wait`, "NAP", nap(1)))
 	other := spawn(t, uidGus, "exec "+nap(2))
 	eventually(t, "it runs", func() bool { return count(t, nap(1)) >= 4 })
-	begun := time.Now()
+	begun := pace.Start()
 	left := m.Kill(t.Context(), []Target{kimTarget()})
-	if took := time.Since(begun); took > killLimit+500*time.Millisecond {
+	if took := begun.Elapsed(); took > killLimit+500*time.Millisecond {
 		t.Errorf("it took %v", took)
 	}
 	if len(left) != 1 || len(left[0].Processes) != 0 {
@@ -62,9 +63,9 @@ func TestFiftyEndsAtOnce(t *testing.T) {
 		})
 	}
 	eventually(t, "all run", func() bool { return count(t, nap(13)) >= 400 })
-	begun := time.Now()
+	begun := pace.Start()
 	left := m.Kill(t.Context(), targets)
-	if took := time.Since(begun); took > 2*time.Second {
+	if took := begun.Elapsed(); took > 2*time.Second {
 		t.Errorf("it took %v", took)
 	}
 	for _, r := range left {

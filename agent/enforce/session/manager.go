@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,6 +46,9 @@ type Manager struct {
 	published bool
 	problems  map[string]string
 	told      map[string]time.Time // when a request's terminals last got a line
+	given     given                // gids of grants
+	rootSeen  seen                 // root's user manager
+	failed    []uint32             // whose user managers PID 1 may still call failed
 }
 
 // entry is a registered session. Its context ends with it.
@@ -80,7 +84,9 @@ func New(cfg Config) (*Manager, error) {
 	for _, s := range known {
 		m.sessions[s.ID] = newEntry(s)
 	}
-	m.problem("session records", errors.Join(problems...))
+	var errGiven error
+	m.given, errGiven = readGiven(dir, m.bootID)
+	m.problem("session records", errors.Join(append(problems, errGiven)...))
 	return m, nil
 }
 
@@ -106,11 +112,11 @@ func (m *Manager) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return m.warner.run(ctx) })
 	group.Go(func() error {
-		every(ctx, pollEvery, nil, func() { m.poll() })
+		every(ctx, pollEvery, nil, func() { m.poll(); m.watchRoot(ctx) })
 		return nil
 	})
 	group.Go(func() error {
-		every(ctx, sweepEvery, m.sweeps, func() { m.sweep(ctx) })
+		every(ctx, sweepEvery, m.sweeps, func() { m.sweep(ctx); m.EndOldGIDs(ctx) })
 		return nil
 	})
 	return group.Wait()
@@ -144,6 +150,7 @@ func (m *Manager) Publish(live []Live) {
 	m.live, m.published = byRequest, true
 	maps.DeleteFunc(m.told, func(_ string, at time.Time) bool { return time.Since(at) > time.Minute })
 	m.mu.Unlock()
+	m.give(live)
 	m.warner.publish(live)
 	if first {
 		select {
@@ -151,6 +158,17 @@ func (m *Manager) Publish(live []Live) {
 		default:
 		}
 	}
+}
+
+// Retire takes requests that have ended out of what is live, before Publish says what else is new.
+func (m *Manager) Retire(requests []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	live := maps.Clone(m.live) // others read the map that was
+	for _, request := range requests {
+		delete(live, request)
+	}
+	m.live = live
 }
 
 // Open registers a session and returns it, with its ID, when it is durable and on the trail. The
@@ -219,7 +237,7 @@ func (m *Manager) changed() {
 }
 
 // End notes that a session is over. Unknown ids are fine. What the session left running stays the
-// request's: a login's record is kept as long as processes of its audit session run.
+// request's: its record is kept as long as processes of it run.
 func (m *Manager) End(id string) {
 	m.mu.Lock()
 	e, ok := m.sessions[id]
@@ -233,9 +251,10 @@ func (m *Manager) End(id string) {
 		kind = trail.KindSessionKilled
 	}
 	e.cancel()
+	known := s.Elevation && m.covered(s)
 	m.mu.Unlock()
-	if s.Elevation {
-		m.forget(id) // its scope tells the rest
+	if known {
+		m.forget(id)
 	} else if err := m.save(s); err != nil {
 		m.cfg.Log.Error("keeping a session's record", "session", id, "error", err)
 	}
@@ -247,13 +266,28 @@ func (m *Manager) End(id string) {
 	m.changed()
 }
 
+// covered tells whether everything that an elevation has left is known without its record: by a scope,
+// or by another record of the same request and audit session. mu is held.
+func (m *Manager) covered(s Session) bool {
+	if !s.audited() {
+		return true
+	}
+	for id, e := range m.sessions {
+		if id != s.ID && e.RequestID == s.RequestID && e.LoginUID == s.LoginUID &&
+			e.AuditSession == s.AuditSession && (e.Over || !e.Elevation) {
+			return true
+		}
+	}
+	return false
+}
+
 // condemn notes that the sessions of a request end because they are killed.
 func (m *Manager) condemn(t Target) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, e := range m.sessions {
 		if e.RequestID == t.RequestID && !e.Over {
-			e.killed = map[string]string{"cause": causeText(t.Cause), "by": t.By}
+			e.killed = map[string]string{"cause": cmp.Or(t.Why, causeText(t.Cause)), "by": t.By}
 		}
 	}
 }
@@ -271,6 +305,13 @@ func (m *Manager) poll() {
 			m.End(s.ID)
 		}
 	}
+}
+
+// LoggedIn tells whether a login session of a request runs.
+func (m *Manager) LoggedIn(request string) bool {
+	return slices.ContainsFunc(m.registered(), func(s Session) bool {
+		return s.RequestID == request && !s.Over && !s.Elevation
+	})
 }
 
 // registered returns all sessions, oldest first.
@@ -310,6 +351,24 @@ func (m *Manager) Owner(p process.Process) (request string, ok bool) {
 		}
 	}
 	return "", false
+}
+
+// OfAccount tells whether a process is a Curfew account's, by who logged in or by the slice that it stands in:
+// also one whose session nobody has registered.
+func (m *Manager) OfAccount(p process.Process) bool {
+	uid, sliced := sliceUID(p.CGroup)
+	return p.LoginUID != NoAudit && m.ownUID(p.LoginUID) ||
+		sliced && !ofSystem(p.CGroup) && m.ownUID(uid)
+}
+
+// LoginOf returns the login whose sessions a request has, or "" when it has none.
+func (m *Manager) LoginOf(request string) string {
+	for _, s := range m.registered() {
+		if s.RequestID == request {
+			return s.Login
+		}
+	}
+	return ""
 }
 
 // InCage tells whether a process stands in a cgroup that ends with the request: one of its scopes,

@@ -21,6 +21,7 @@ import (
 	"github.com/curfew-access/curfew/agent/enforce/account"
 	"github.com/curfew-access/curfew/agent/enforce/session/process"
 	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/pace"
 )
 
 // The machine's other processes are at stake here: uids in a range of these tests' own, so that the
@@ -300,9 +301,9 @@ func TestTellWritesOnTerminalsAndNeverWaits(t *testing.T) {
 			break // full
 		}
 	}
-	begun := time.Now()
+	begun := pace.Start()
 	m.Tell(request, "Curfew: \x1b[31mgoodbye")
-	if took := time.Since(begun); took > time.Second {
+	if took := begun.Elapsed(); took > time.Second {
 		t.Errorf("it took %v", took)
 	}
 	want := "\r\nCurfew: \\x1b[31mgoodbye\r\n"

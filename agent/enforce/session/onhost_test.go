@@ -101,7 +101,9 @@ type report struct {
 	CGroup  string
 	Residue []Residue
 	Took    time.Duration
-	Kinds   []string
+	// Of a crowd: when the last process had exited, and when the last timer was removed.
+	Dead, Gone time.Duration
+	Kinds      []string
 }
 
 func onHost(verb string, args []string) error {
@@ -140,6 +142,15 @@ func onHost(verb string, args []string) error {
 	case "sweep":
 		m.Publish([]Live{})
 		m.sweep(ctx)
+	case "settle":
+		m.Publish([]Live{})
+		r.Residue = m.Kill(ctx, []Target{t})
+		time.Sleep(8 * time.Second)
+		m.sweep(ctx)
+	case "stubborn":
+		r.Residue, r.Dead, err = endStubborn(m, t)
+	case "crowd":
+		r.Residue, r.Dead, r.Gone, err = endCrowd(m)
 	default:
 		err = fmt.Errorf("no verb %q", verb)
 	}

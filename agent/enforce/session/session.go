@@ -46,7 +46,8 @@ type Session struct {
 	Login     string   `json:"login"`
 	UID       uint32   `json:"uid"`
 	Service   string   `json:"service"`
-	// Elevation: opened by sudo. Its audit session is the caller's and says nothing of the request.
+	// Elevation: opened by sudo. Its audit session is the caller's, and says that a process is the
+	// request's only when that has left the slice of its user: see AtHome.
 	Elevation bool   `json:"elevation"`
 	TTY       string `json:"tty"`
 	RHost     string `json:"rhost"`
@@ -64,6 +65,9 @@ type Session struct {
 	Over bool `json:"over"`
 }
 
+// audited tells whether the kernel knows the session's processes by their audit identity.
+func (s Session) audited() bool { return s.AuditSession != NoAudit && s.LoginUID != NoAudit }
+
 // NoAudit is the kernel's value for an unset loginuid or audit session.
 const NoAudit = process.NoAudit
 
@@ -72,15 +76,21 @@ const firstPerson = 1000
 
 // Live is a grant that is in force, as the manager needs it.
 type Live struct {
-	RequestID  string
-	GrantID    grant.ID
-	Login      string
-	UID        uint32
-	Class      account.Class
-	Role       string
+	RequestID string
+	GrantID   grant.ID
+	Login     string
+	UID       uint32
+	Class     account.Class
+	Role      string
+	// RootEquivalent: whoever holds the grant can become root and leave any cage.
+	RootEquivalent bool
+	// GIDs are those of the unix groups that the grant gives.
+	GIDs       []uint32
 	Start, End time.Time
 	// BootDeadline is the end on the boot-time clock; the earlier of both counts.
 	BootDeadline time.Duration
+	// Local: a break-glass code opened it; it cannot be extended.
+	Local bool
 }
 
 // Target is a request whose processes are to end.
@@ -96,6 +106,10 @@ type Target struct {
 	// are told nothing here.
 	Cause curfewv1.EndCause
 	By    string
+	// Why says it on the trail where no cause of a grant's end does.
+	Why string
+	// Goodbye is what they read instead, where it is set. Thousands are told in one go.
+	Goodbye string
 }
 
 // Residue is what is left of a target after Kill.
@@ -126,6 +140,9 @@ type Config struct {
 	UIDMin, UIDMax uint32
 	Clock          func() grant.Clock
 	Events         Events
+	// MayHold tells whether a local user may hold a gid by the host's own files, or is none of Curfew's
+	// to touch. Nil is nobody.
+	MayHold func(uid, gid uint32) bool
 	// OnChange is told when a session opened or ended; it must not block. Nil is nobody.
 	OnChange func()
 	// Backstop is the command that ends a request without the agent, to which PID 1's timer adds the

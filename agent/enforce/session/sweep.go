@@ -5,10 +5,10 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/curfew-access/curfew/agent/enforce/account"
 	"github.com/curfew-access/curfew/agent/enforce/session/process"
+	"github.com/curfew-access/curfew/internal/grant"
 	"github.com/curfew-access/curfew/internal/trail"
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
@@ -27,6 +27,7 @@ func (m *Manager) sweep(ctx context.Context) {
 		m.cfg.Log.Error("sweeping", "error", err)
 	}
 	m.dropOver(all)
+	m.settle(ctx)
 	stray := m.strays(all)
 	if len(stray) == 0 {
 		return
@@ -41,11 +42,20 @@ func (m *Manager) sweep(ctx context.Context) {
 func (m *Manager) dropOver(all []process.Process) {
 	for _, s := range m.registered() {
 		if s.Over && !slices.ContainsFunc(all, func(p process.Process) bool {
-			return !p.Dead() && m.belongs(p, s)
+			return !p.Dead() && (m.belongs(p, s) || leftBehind(p, s))
 		}) {
 			m.forget(s.ID)
 		}
 	}
+}
+
+// leftBehind tells whether a process is what an elevation left, or may still go astray from there.
+func leftBehind(p process.Process, s Session) bool {
+	if request, scoped := scopeOf(p.CGroup); scoped && s.Elevation {
+		return request == s.RequestID
+	}
+	return s.Elevation && s.audited() && strayed(p) &&
+		p.LoginUID == s.LoginUID && p.AuditSession == s.AuditSession
 }
 
 // belongs tells whether a process is a login session's.
@@ -152,9 +162,7 @@ func event(kind string, s Session, details map[string]string) *curfewv1.Event {
 		}
 	}
 	for k, v := range d {
-		if len(v) > trail.MaxDetail {
-			d[k] = strings.ToValidUTF8(v[:trail.MaxDetail], "")
-		}
+		d[k] = grant.Clip(v, trail.MaxDetail)
 	}
 	e := &curfewv1.Event{Kind: kind, RequestId: s.RequestID, Login: s.Login, Details: d}
 	if s.GrantID != [32]byte{} {
@@ -171,6 +179,8 @@ func causeText(c curfewv1.EndCause) string {
 		return "revoked"
 	case curfewv1.EndCause_END_CAUSE_DONE:
 		return "handed back"
+	case curfewv1.EndCause_END_CAUSE_USED:
+		return "its one session is over"
 	case curfewv1.EndCause_END_CAUSE_WITHDRAWN:
 		return "withdrawn"
 	case curfewv1.EndCause_END_CAUSE_UNSPECIFIED, curfewv1.EndCause_END_CAUSE_EXTENDED:

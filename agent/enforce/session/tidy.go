@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -72,7 +73,7 @@ func (m *Manager) tidySystemd(ctx context.Context, k *killSet) {
 		}
 	})
 	group.Go(func() {
-		if err := tidyUsers(ctx, users); err != nil {
+		if err := m.tidyUsers(ctx, users); err != nil {
 			m.cfg.Log.Warn("user managers were not stopped; their processes are killed", "error", err)
 		}
 	})
@@ -110,28 +111,67 @@ func noSuchSession(err error) bool {
 }
 
 // tidyUsers stops the managers of users, whose processes were killed, and takes their /run/user/UID
-// away. Then PID 1 forgets that they failed.
-func tidyUsers(ctx context.Context, uids []uint32) error {
+// away. Then PID 1 forgets that they failed: a host with a failed unit counts as degraded. When it
+// is too busy to do so now, the next sweep asks again.
+func (m *Manager) tidyUsers(ctx context.Context, uids []uint32) error {
 	if len(uids) == 0 {
 		return nil
 	}
+	err := errors.Join(stopManagers(ctx, uids), forgetFailed(ctx, uids))
+	if err != nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.failed = union(m.failed, uids)
+	}
+	return err
+}
+
+// settle has PID 1 forget what it was too busy to forget. It stops nothing: somebody may have been
+// given access since.
+func (m *Manager) settle(ctx context.Context) {
+	m.mu.Lock()
+	uids := m.failed
+	m.failed = nil
+	m.mu.Unlock()
+	if len(uids) == 0 {
+		return
+	}
+	if err := forgetFailed(ctx, uids); err != nil {
+		m.cfg.Log.Warn("stopped user managers are asked about again", "error", err)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.failed = union(m.failed, uids)
+	}
+}
+
+func union(a, b []uint32) []uint32 {
+	all := slices.Concat(a, b)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// managerUnits are what PID 1 runs for users.
+func managerUnits(uids []uint32) []string {
+	var units []string
+	for _, uid := range uids {
+		id := strconv.FormatUint(uint64(uid), 10)
+		units = append(units, "user@"+id+".service", "user-runtime-dir@"+id+".service")
+	}
+	return units
+}
+
+func stopManagers(ctx context.Context, uids []uint32) error {
 	return ask(ctx, func(ctx context.Context, conn *dbus.Conn) error {
 		var errs []error
-		var units []string
 		// Buffered for all results: go-systemd blocks on a channel that nobody reads.
 		done := make(chan string, 2*len(uids))
 		waiting := 0
-		for _, uid := range uids {
-			id := strconv.FormatUint(uint64(uid), 10)
-			for _, kind := range []string{"user@", "user-runtime-dir@"} {
-				unit := kind + id + ".service"
-				units = append(units, unit)
-				_, err := conn.StopUnitContext(ctx, unit, "replace", done)
-				if err == nil {
-					waiting++
-				} else if !noSuchUnit(err) {
-					errs = append(errs, fmt.Errorf("stopping %s: %w", unit, err))
-				}
+		for _, unit := range managerUnits(uids) {
+			_, err := conn.StopUnitContext(ctx, unit, "replace", done)
+			if err == nil {
+				waiting++
+			} else if !noSuchUnit(err) {
+				errs = append(errs, fmt.Errorf("stopping %s: %w", unit, err))
 			}
 		}
 		for ; waiting > 0; waiting-- {
@@ -141,9 +181,26 @@ func tidyUsers(ctx context.Context, uids []uint32) error {
 				return errors.Join(append(errs, context.Cause(ctx))...)
 			}
 		}
-		for _, unit := range units {
-			if err := conn.ResetFailedUnitContext(ctx, unit); err != nil && !noSuchUnit(err) {
-				errs = append(errs, fmt.Errorf("forgetting %s: %w", unit, err))
+		return errors.Join(errs...)
+	})
+}
+
+// forgetFailed demands that none of the users' units is failed, nor may become so any more.
+func forgetFailed(ctx context.Context, uids []uint32) error {
+	return ask(ctx, func(ctx context.Context, conn *dbus.Conn) error {
+		units, err := conn.ListUnitsByNamesContext(ctx, managerUnits(uids))
+		if err != nil {
+			return fmt.Errorf("looking at user managers: %w", err)
+		}
+		var errs []error
+		for _, u := range units {
+			switch u.ActiveState {
+			case "failed":
+				if err := conn.ResetFailedUnitContext(ctx, u.Name); err != nil && !noSuchUnit(err) {
+					errs = append(errs, fmt.Errorf("forgetting %s: %w", u.Name, err))
+				}
+			case "deactivating":
+				errs = append(errs, fmt.Errorf("%s is still being stopped", u.Name))
 			}
 		}
 		return errors.Join(errs...)

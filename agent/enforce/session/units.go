@@ -14,7 +14,8 @@ import (
 // bus. Each question has a connection of its own: PID 1 drops connections when it re-executes itself
 // during an upgrade, and nothing here is asked often.
 const (
-	unitLimit  = time.Second // for one question
+	unitLimit  = time.Second      // for one question
+	stopLimit  = 30 * time.Second // for the timers of a thousand requests, by a busy PID 1
 	retryPause = 30 * time.Millisecond
 )
 
@@ -22,7 +23,13 @@ const (
 var errNoScope = errors.New("the process could not be put into a scope of its own")
 
 func ask(ctx context.Context, question func(context.Context, *dbus.Conn) error) error {
-	ctx, cancel := context.WithTimeout(ctx, unitLimit)
+	return askWithin(ctx, unitLimit, question)
+}
+
+func askWithin(
+	ctx context.Context, limit time.Duration, question func(context.Context, *dbus.Conn) error,
+) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel() // also ends what the connection still does
 	conn, err := dbus.NewSystemdConnectionContext(ctx)
 	if err != nil {
@@ -70,6 +77,16 @@ func startScope(ctx context.Context, name, slice, description string, pid int) e
 	return ask(ctx, start)
 }
 
+// StartUnit asks PID 1 to start a unit, and does not wait for it. One that runs is left alone.
+func StartUnit(ctx context.Context, name string) error {
+	return ask(ctx, func(ctx context.Context, conn *dbus.Conn) error {
+		if _, err := conn.StartUnitContext(ctx, name, "replace", nil); err != nil {
+			return fmt.Errorf("starting %s: %w", name, err)
+		}
+		return nil
+	})
+}
+
 func property(name string, value any) dbus.Property {
 	return dbus.Property{Name: name, Value: godbus.MakeVariant(value)}
 }
@@ -108,6 +125,9 @@ func startTimer(ctx context.Context, t timer) error {
 		dbus.PropDescription(t.description), dbus.PropType("oneshot"),
 		property("ExecStart", commands), property("CollectMode", "inactive-or-failed"),
 		property("TimeoutStartUSec", uint64(time.Minute/time.Microsecond)),
+		// As the root half's own unit has it: below systemd-nspawn the boot id is another one without,
+		// and what is of another boot is not believed.
+		property("ProtectKernelTunables", true),
 	}}
 	timers := []dbus.Property{
 		dbus.PropDescription(t.description), property("CollectMode", "inactive-or-failed"),
@@ -131,16 +151,16 @@ func startTimer(ctx context.Context, t timer) error {
 	})
 }
 
-// stopMatching stops the units whose name matches a pattern of fnmatch(3), except one.
-func stopMatching(ctx context.Context, pattern, except string) error {
-	return ask(ctx, func(ctx context.Context, conn *dbus.Conn) error {
+// stopMatching stops the units whose name matches a pattern of fnmatch(3), and which are chosen.
+func stopMatching(ctx context.Context, pattern string, chosen func(unit string) bool) error {
+	return askWithin(ctx, stopLimit, func(ctx context.Context, conn *dbus.Conn) error {
 		units, err := conn.ListUnitsByPatternsContext(ctx, nil, []string{pattern})
 		if err != nil {
 			return fmt.Errorf("listing %s: %w", pattern, err)
 		}
 		var errs []error
 		for _, u := range units {
-			if u.Name != except {
+			if chosen(u.Name) {
 				errs = append(errs, stop(ctx, conn, u.Name))
 			}
 		}

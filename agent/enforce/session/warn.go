@@ -125,6 +125,9 @@ func (w *warner) step(now grant.Clock) (lines []line, next time.Duration) {
 }
 
 func (w *warner) ending(l Live, left time.Duration) string {
+	if l.Local {
+		return fmt.Sprintf("Curfew: access as %s on %s ends at %s.", l.Role, w.host, Until(l.End, left))
+	}
 	return fmt.Sprintf("Curfew: access as %s on %s ends at %s. To keep it: curfew extend %s --for 30m",
 		l.Role, w.host, Until(l.End, left), l.RequestID)
 }
@@ -217,6 +220,9 @@ func (m *Manager) farewell(ctx context.Context, k *killSet) {
 }
 
 func (m *Manager) goodbye(t Target) string {
+	if t.Goodbye != "" {
+		return t.Goodbye
+	}
 	if t.Cause == curfewv1.EndCause_END_CAUSE_UNSPECIFIED {
 		return ""
 	}

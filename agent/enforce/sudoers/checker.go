@@ -7,19 +7,23 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
+	"sync"
 	"time"
 )
 
-// Checker asks the host's own visudo and cvtsudoers. Both are needed to apply a grant and never to
-// take one away.
+// Checker asks the host's own sudo, visudo and cvtsudoers. They are needed to apply a grant and never
+// to take one away.
 type Checker struct {
-	// Visudo and Cvtsudoers are absolute paths.
-	Visudo, Cvtsudoers string
+	// Sudo, Visudo and Cvtsudoers are absolute paths.
+	Sudo, Visudo, Cvtsudoers string
 	// Sudoers is the file that sudo reads, /etc/sudoers.
 	Sudoers string
 	// Timeout bounds each run.
 	Timeout time.Duration
+	// Known remembers sudo and visudo from one grant to the next; nil tries them each time.
+	Known *Known
 }
 
 // maxOutput bounds what is read of a program's answer.
@@ -37,23 +41,59 @@ func (c Checker) Present() bool {
 	return err == nil
 }
 
-// Syntax has visudo check the text. A visudo that also accepts what is no sudoers is not believed.
-func (c Checker) Syntax(ctx context.Context, text []byte) error {
-	_, err := c.run(ctx, c.Visudo, []byte(broken), "-c", "-f", "-")
-	if err == nil {
-		return fmt.Errorf("%w: %s accepts text that is no sudoers", ErrTool, c.Visudo)
-	}
-	if !isExit(err) {
+var genuine = regexp.MustCompile(`^Sudo version [0-9]+\.`)
+
+// Genuine tells whether sudo is the program whose language the rules are in. sudo-rs reads the same
+// files but knows neither NOTAFTER nor several of the settings, and skips what it does not know: a
+// grant would be said to be applied and open nothing.
+func (c Checker) Genuine(ctx context.Context) error {
+	return c.Known.once(c.Sudo, func() error { return c.genuine(ctx) })
+}
+
+func (c Checker) genuine(ctx context.Context) error {
+	// Without CAP_SETUID, as in the root half's unit, it says so and then fails to read its own rules.
+	out, complaint, err := c.output(ctx, c.Sudo, nil, "-V")
+	if err != nil && (!isExit(err) || len(out) == 0) {
 		return fmt.Errorf("%w: %w", ErrTool, err)
 	}
+	if len(out) == 0 {
+		out = complaint // sudo-rs tells its version there
+	}
+	if !genuine.Match(out) {
+		return fmt.Errorf("%s calls itself %q: the rules of grants are for the sudo of sudo.ws, which "+
+			"ends them by itself (NOTAFTER)", c.Sudo, firstLine(out))
+	}
+	return nil
+}
+
+// Syntax has visudo check the text. A visudo that also accepts what is no sudoers is not believed.
+func (c Checker) Syntax(ctx context.Context, text []byte) error {
+	var trap sync.WaitGroup
+	var lies error
+	trap.Go(func() { lies = c.Known.once(c.Visudo, func() error { return c.honest(ctx) }) })
 	out, err := c.run(ctx, c.Visudo, text, "-c", "-f", "-")
+	trap.Wait()
 	switch {
+	case lies != nil:
+		return lies
 	case err == nil:
 		return nil
 	case isExit(err):
 		return fmt.Errorf("%w: visudo: %s", ErrRule, firstLine(out))
 	}
 	return fmt.Errorf("%w: %w", ErrTool, err)
+}
+
+// honest has visudo refuse what is no sudoers.
+func (c Checker) honest(ctx context.Context) error {
+	_, err := c.run(ctx, c.Visudo, []byte(broken), "-c", "-f", "-")
+	switch {
+	case err == nil:
+		return fmt.Errorf("%w: %s accepts text that is no sudoers", ErrTool, c.Visudo)
+	case !isExit(err):
+		return fmt.Errorf("%w: %w", ErrTool, err)
+	}
+	return nil
 }
 
 // Policy reads the host's whole sudoers, with what it includes and aliases expanded.
@@ -69,9 +109,20 @@ func (c Checker) Policy(ctx context.Context) (Policy, error) {
 	return p, nil
 }
 
+// run returns what a program printed, its complaints first when it failed.
 func (c Checker) run(
 	ctx context.Context, program string, stdin []byte, args ...string,
 ) ([]byte, error) {
+	out, complaint, err := c.output(ctx, program, stdin, args...)
+	if err != nil {
+		return append(complaint, out...), err
+	}
+	return out, nil
+}
+
+func (c Checker) output(
+	ctx context.Context, program string, stdin []byte, args ...string,
+) (out, complaint []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
@@ -81,17 +132,16 @@ func (c Checker) run(
 	cmd.WaitDelay = time.Second
 	var stdout, stderr limited
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
-	if ctx.Err() != nil {
-		return nil, fmt.Errorf("%s did not answer within %v: %w", program, c.Timeout, ctx.Err())
+	err = cmd.Run()
+	switch {
+	case ctx.Err() != nil:
+		return nil, nil, fmt.Errorf("%s did not answer within %v: %w", program, c.Timeout, ctx.Err())
+	case err != nil:
+		err = fmt.Errorf("running %s: %w", program, err)
+	case stdout.cut:
+		return nil, nil, fmt.Errorf("running %s: more than %d bytes of output", program, maxOutput)
 	}
-	if err != nil {
-		return append(stderr.Bytes(), stdout.Bytes()...), fmt.Errorf("running %s: %w", program, err)
-	}
-	if stdout.cut {
-		return nil, fmt.Errorf("running %s: more than %d bytes of output", program, maxOutput)
-	}
-	return stdout.Bytes(), nil
+	return stdout.Bytes(), stderr.Bytes(), err
 }
 
 // limited keeps the first maxOutput bytes.

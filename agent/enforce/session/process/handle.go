@@ -5,15 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Handle holds on to one process: its number cannot come to mean another one while it is open.
+// Handle holds on to one process: its number cannot come to mean another one while it is open. Who
+// asks at every login and every sudo is taken hold of, so only what all of them are asked is found out:
+// the real uid of that moment. Name and Read tell the rest.
 type Handle struct {
-	Process
-	file *os.File // a pidfd
+	PID     int
+	RealUID uint32
+	fd      int // a pidfd
 }
 
 // Open takes hold of a process. ErrGone when it does not exist or has ended.
@@ -28,34 +32,71 @@ func Open(pid int) (*Handle, error) {
 // Adopt makes a Handle of a pidfd, such as SO_PEERPIDFD gives, and of the pid that it stands for. It
 // owns fd from then on, also when it fails.
 func Adopt(fd, pid int) (*Handle, error) {
-	// Go's poller waits only for files that say O_NONBLOCK; on kernels before 5.10 a pidfd cannot,
-	// and Wait looks now and then instead.
-	_ = unix.SetNonblock(fd, true)
-	h := &Handle{file: os.NewFile(uintptr(fd), "pidfd")}
-	var err error
-	if h.Process, err = Read(pid); err == nil && h.Ended() {
-		// What was just read may be the next process of this number.
-		err = fmt.Errorf("process %d: %w", pid, ErrGone)
-	}
-	if err != nil {
+	h := &Handle{PID: pid, fd: fd}
+	if err := h.identify(); err != nil {
 		return nil, errors.Join(err, h.Close())
 	}
 	return h, nil
 }
 
+// identify asks the kernel by the pidfd, and reads /proc where the kernel does not tell: before Linux 6.13.
+func (h *Handle) identify() error {
+	told, err := h.ask()
+	if told || err != nil {
+		return err
+	}
+	return h.look()
+}
+
+// ask is an error when the pidfd is of another process than it was said to be.
+func (h *Handle) ask() (told bool, err error) {
+	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_PID | unix.PIDFD_INFO_CREDS}
+	if unix.IoctlPidfdInfo(h.fd, &info) != nil || info.Mask&unix.PIDFD_INFO_CREDS == 0 {
+		return false, nil
+	}
+	if int(info.Tgid) != h.PID {
+		return false, fmt.Errorf("process %d: its pidfd is of process %d", h.PID, info.Tgid)
+	}
+	h.RealUID = info.Ruid
+	return true, nil
+}
+
+func (h *Handle) look() error {
+	text, err := readAt(unix.AT_FDCWD, fmt.Sprintf("/proc/%d/status", h.PID))
+	if err != nil {
+		return gone(h.PID, err)
+	}
+	var p Process
+	if err := p.parseStatus(text); err != nil {
+		return fmt.Errorf("reading status of process %d: %w", h.PID, err)
+	}
+	h.RealUID = p.RealUID()
+	return h.still()
+}
+
+// Name is what the process calls itself. ErrGone when it has ended.
+func (h *Handle) Name() (string, error) {
+	text, err := readAt(unix.AT_FDCWD, fmt.Sprintf("/proc/%d/comm", h.PID))
+	if err != nil {
+		return "", gone(h.PID, err)
+	}
+	return strings.TrimSuffix(text, "\n"), h.still()
+}
+
+// still is ErrGone once the process has exited: what was read may be the next one's of its number. Until
+// then nobody else can have the number.
+func (h *Handle) still() error {
+	if h.Ended() {
+		return fmt.Errorf("process %d: %w", h.PID, ErrGone)
+	}
+	return nil
+}
+
 // Close lets go of the process.
-func (h *Handle) Close() error { return h.file.Close() }
+func (h *Handle) Close() error { return unix.Close(h.fd) }
 
 // Ended tells whether the process has exited. A pidfd is readable from then on.
-func (h *Handle) Ended() bool {
-	ended := true
-	conn, err := h.file.SyscallConn()
-	if err != nil {
-		return true
-	}
-	err = conn.Control(func(fd uintptr) { ended = readable(int(fd)) })
-	return err != nil || ended
-}
+func (h *Handle) Ended() bool { return readable(h.fd) }
 
 func readable(fd int) bool {
 	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
@@ -69,21 +110,33 @@ func readable(fd int) bool {
 	return false
 }
 
-// Again reads the process anew. ErrGone when it has ended since.
-func (h *Handle) Again() (Process, error) {
+// Read returns the process as it is now. ErrGone when it has ended.
+func (h *Handle) Read() (Process, error) {
 	p, err := Read(h.PID)
-	if err == nil && (h.Ended() || !p.Same(h.Process)) {
-		err = fmt.Errorf("process %d: %w", h.PID, ErrGone)
+	if err == nil {
+		err = h.still()
 	}
 	return p, err
 }
 
+// Kill sends SIGKILL; nil also when the process has ended.
+func (h *Handle) Kill() error {
+	err := unix.PidfdSendSignal(h.fd, unix.SIGKILL, nil, 0)
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("killing process %d: %w", h.PID, err)
+	}
+	return nil
+}
+
 // Wait returns nil once the process has exited, or the context's cause.
 func (h *Handle) Wait(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = h.file.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	if conn, err := h.file.SyscallConn(); err == nil {
-		_ = conn.Read(func(fd uintptr) bool { return readable(int(fd)) })
+	if polled, err := h.polled(); err == nil {
+		defer func() { _ = polled.Close() }()
+		stop := context.AfterFunc(ctx, func() { _ = polled.SetReadDeadline(time.Unix(1, 0)) })
+		defer stop()
+		if conn, err := polled.SyscallConn(); err == nil {
+			_ = conn.Read(func(fd uintptr) bool { return readable(int(fd)) })
+		}
 	}
 	for !h.Ended() {
 		select {
@@ -93,6 +146,17 @@ func (h *Handle) Wait(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// polled is a second descriptor, in Go's poller. That waits only for files that say O_NONBLOCK; on
+// kernels before 5.10 a pidfd cannot, and Wait looks now and then instead.
+func (h *Handle) polled() (*os.File, error) {
+	second, err := unix.FcntlInt(uintptr(h.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	_ = unix.SetNonblock(second, true)
+	return os.NewFile(uintptr(second), "pidfd"), nil
 }
 
 // waitPoll is how often Wait looks where the kernel cannot tell.

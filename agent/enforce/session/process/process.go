@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,6 +31,10 @@ type Process struct {
 	TTY        uint64 // device number of the controlling terminal, 0 when there is none
 	// UIDs are the real, effective, saved and file-system uid.
 	UIDs [4]uint32
+	// GIDs are the real, effective, saved and file-system gid. Groups are the supplementary ones as the
+	// kernel lists them, in decimal with spaces between: most who ask do not need them taken apart.
+	GIDs   [4]uint32
+	Groups string
 	// LoginUID and AuditSession are NoAudit when unset or unknown to the kernel.
 	LoginUID     uint32
 	AuditSession uint32
@@ -59,6 +64,32 @@ func (p Process) Dead() bool { return p.State == 'Z' || p.State == 'X' || p.Stat
 
 // HasUID tells whether any of the four uids is uid.
 func (p Process) HasUID(uid uint32) bool { return slices.Contains(p.UIDs[:], uid) }
+
+// HasGID tells whether any of the four gids is gid.
+func (p Process) HasGID(gid uint32) bool { return slices.Contains(p.GIDs[:], gid) }
+
+// InGroup tells whether gid is among the supplementary groups.
+func (p Process) InGroup(gid uint32) bool {
+	want := strconv.FormatUint(uint64(gid), 10)
+	for field := range strings.FieldsSeq(p.Groups) {
+		if field == want {
+			return true
+		}
+	}
+	return false
+}
+
+// CGroupRoot is where the cgroup2 hierarchy is, which CGroup is a path in: below another folder where
+// version 1 is still in charge.
+var CGroupRoot = sync.OnceValue(func() string {
+	const root, hybrid = "/sys/fs/cgroup", "/sys/fs/cgroup/unified"
+	for _, dir := range []string{root, hybrid} {
+		if _, err := os.Stat(dir + "/cgroup.controllers"); err == nil {
+			return dir
+		}
+	}
+	return root
+})
 
 // Same tells whether q is the same process as p, not just the same number.
 func (p Process) Same(q Process) bool { return p.PID == q.PID && p.StartTicks == q.StartTicks }
@@ -109,10 +140,25 @@ func readAt(dir int, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	file := os.NewFile(uintptr(fd), name)
-	defer func() { _ = file.Close() }() // read only
-	text, err := io.ReadAll(io.LimitReader(file, maxFile))
-	return string(text), err
+	defer func() { _ = unix.Close(fd) }() // read only
+	// Every login and every sudo waits for this: no poller, and one read where one is enough. Each of
+	// these files is one record, which the kernel hands out whole or up to the buffer's end.
+	var buf [4096]byte
+	var text []byte
+	for len(text) < maxFile {
+		n, err := unix.Read(fd, buf[:])
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		text = append(text, buf[:n]...)
+		if n < len(buf) {
+			break
+		}
+	}
+	return string(text), nil
 }
 
 // parseStat reads proc(5)'s stat. The name stands in parentheses and may hold any byte, so the
@@ -147,25 +193,41 @@ func (p *Process) parseStat(text string) error {
 }
 
 func (p *Process) parseStatus(text string) error {
+	var uids, gids bool
 	for line := range strings.Lines(text) {
-		value, ok := strings.CutPrefix(line, "Uid:")
-		if !ok {
-			continue
+		name, value, _ := strings.Cut(line, ":")
+		var err error
+		switch name {
+		case "Uid":
+			uids, err = true, parseFour(&p.UIDs, value)
+		case "Gid":
+			gids, err = true, parseFour(&p.GIDs, value)
+		case "Groups": // follows the other two
+			p.Groups = strings.Clone(strings.TrimSpace(value)) // not the whole text with it
 		}
-		fields := strings.Fields(value)
-		if len(fields) != 4 {
-			return fmt.Errorf("%d uids", len(fields))
+		if err != nil {
+			return err
 		}
-		for i, f := range fields {
-			uid, err := strconv.ParseUint(f, 10, 32)
-			if err != nil {
-				return err
-			}
-			p.UIDs[i] = uint32(uid)
-		}
-		return nil
 	}
-	return errors.New("no uids")
+	if !uids || !gids {
+		return errors.New("no uids or gids")
+	}
+	return nil
+}
+
+func parseFour(into *[4]uint32, text string) error {
+	fields := strings.Fields(text)
+	if len(fields) != len(into) {
+		return fmt.Errorf("%d ids", len(fields))
+	}
+	for i, f := range fields {
+		id, err := strconv.ParseUint(f, 10, 32)
+		if err != nil {
+			return err
+		}
+		into[i] = uint32(id)
+	}
+	return nil
 }
 
 func (p *Process) parseCGroup(text string) error {

@@ -3,10 +3,14 @@ package process
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -43,6 +47,34 @@ func TestReadAgreesWithTheKernel(t *testing.T) {
 	}
 }
 
+// What the kernel says of somebody with thousands of groups is longer than one read, and no group of his
+// is missed.
+func TestNoGroupIsMissed(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("groups are root's to set: run the tests as root")
+	}
+	const many = 5000
+	cmd := exec.Command("sleep", "1000")
+	groups := make([]uint32, many)
+	for i := range groups {
+		groups[i] = 1_000_000_000 + uint32(i)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Groups: groups}}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	p, err := Read(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, gid := range groups {
+		if !p.InGroup(gid) {
+			t.Fatalf("group %d is missed of %d; %d bytes were read of the groups", gid, many, len(p.Groups))
+		}
+	}
+}
+
 // A process may call itself anything, also what looks like the end of its name.
 func TestNamesDoNotMislead(t *testing.T) {
 	var p Process
@@ -62,6 +94,58 @@ func TestNamesDoNotMislead(t *testing.T) {
 		unix.Major(p.TTY) != 0 && unix.Minor(p.TTY) < 256 {
 		t.Errorf("a large minor: %d:%d %v", unix.Major(p.TTY), unix.Minor(p.TTY), err)
 	}
+}
+
+// What the kernel says by a pidfd is what /proc says: the real uid, as which sudo was called, and not root, as
+// which it acts.
+func TestRealUIDIsTheRealOne(t *testing.T) {
+	cmd := exec.Command("perl", "-e", `$< = 4242; print "$<\n"; close STDOUT; sleep 1000`)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	said, err := io.ReadAll(out)
+	if err != nil || string(said) != "4242\n" {
+		t.Fatalf("the process says that it is %q, %v", said, err)
+	}
+	fd, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &Handle{PID: cmd.Process.Pid, fd: fd}
+	defer h.Close()
+	told, err := h.ask()
+	if err != nil || told && h.RealUID != 4242 {
+		t.Errorf("by the pidfd: uid %d, %v", h.RealUID, err)
+	}
+	if !told && kernelAtLeast(t, 6, 13) {
+		t.Error("the kernel does not tell by the pidfd")
+	}
+	h.RealUID = 0
+	if err := h.look(); err != nil || h.RealUID != 4242 {
+		t.Errorf("in /proc: uid %d, %v", h.RealUID, err)
+	}
+	other := &Handle{PID: os.Getpid(), fd: fd}
+	if err := other.identify(); told && err == nil {
+		t.Error("a pidfd of one process speaks for another")
+	}
+}
+
+func kernelAtLeast(t *testing.T, major, minor int) bool {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var has [2]int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &has[0], &has[1]); err != nil {
+		t.Fatal(err)
+	}
+	return slices.Compare(has[:], []int{major, minor}) >= 0
 }
 
 func TestHandleFollowsOneProcess(t *testing.T) {
@@ -86,7 +170,14 @@ func TestHandleFollowsOneProcess(t *testing.T) {
 	}
 	defer other.Close()
 	go func() { waited <- other.Wait(t.Context()) }()
-	if err := Kill(h.Process); err != nil {
+	name, err := h.Name()
+	if err != nil || name != "sleep" || h.RealUID != uint32(os.Getuid()) {
+		t.Errorf("held %q of uid %d, %v", name, h.RealUID, err)
+	}
+	if p, err := h.Read(); err != nil || p.PID != cmd.Process.Pid || p.Comm != name {
+		t.Errorf("read %+v, %v", p, err)
+	}
+	if err := h.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	select {
@@ -97,14 +188,14 @@ func TestHandleFollowsOneProcess(t *testing.T) {
 	case <-time.After(2 * time.Second):
 		t.Fatal("the end was not noticed")
 	}
-	if _, err := h.Again(); !errors.Is(err, ErrGone) {
+	if _, err := h.Read(); !errors.Is(err, ErrGone) {
 		t.Errorf("read again: %v", err)
 	}
 	_ = cmd.Wait()
 	if _, err := Open(cmd.Process.Pid); !errors.Is(err, ErrGone) {
 		t.Errorf("opened again: %v", err)
 	}
-	if err := Kill(h.Process); err != nil {
+	if err := h.Kill(); err != nil {
 		t.Errorf("killed again: %v", err)
 	}
 }
