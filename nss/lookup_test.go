@@ -1,6 +1,7 @@
 package nss_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -243,8 +244,79 @@ func TestAThousandAccounts(t *testing.T) {
 		}
 		for i := range 1000 {
 			name := fmt.Sprintf("user%05d", i)
-			if got := d.ask(t, 'N', 0, name); !strings.HasPrefix(got, name+":*:") {
-				t.Fatalf("%s: %q", name, got)
+			for _, got := range []string{
+				d.ask(t, 'N', 0, name), d.ask(t, 'U', uint32(1900000000+i), ""), d.ask(t, 'G', 0, name),
+				d.ask(t, 'H', uint32(1900000000+i), ""),
+			} {
+				if !strings.HasPrefix(got, name+":*:") {
+					t.Fatalf("%s: %q", name, got)
+				}
+			}
+		}
+	})
+}
+
+// TestReads counts the reads of look-ups, which are what they cost: the page of the key, and the record
+// where it stands elsewhere.
+func TestReads(t *testing.T) {
+	d := sanitized(t)
+	group := account.Group{
+		Name: "team", GID: 5000, Members: []string{"user00001", "daemon"},
+		WallDeadline: time.Now().Add(time.Hour), BootDeadline: bootNow() + time.Hour,
+	}
+	for _, c := range []struct {
+		people      int
+		groups      []account.Group
+		q           question
+		reads, want string
+	}{
+		{1000, nil, question{what: 'N', name: "user00500"}, "1", found},
+		{1000, nil, question{what: 'U', id: 1900000500}, "2", found},
+		{1000, nil, question{what: 'G', name: "user00500"}, "2", found},
+		{1000, nil, question{what: 'H', id: 1900000500}, "2", found},
+		{1000, nil, question{what: 'N', name: "postgres"}, "1", notFound},
+		{1000, nil, question{what: 'U', id: 117}, "1", notFound},
+		{1000, nil, question{what: 'I', limit: -1, id: 1900000500, name: "user00500"}, "1", found},
+		{1000, nil, question{what: 'I', limit: -1, id: 1, name: "daemon"}, "1", notFound},
+		{1000, []account.Group{group}, question{what: 'I', limit: -1, id: 1, name: "daemon"}, "3", found},
+		{5, nil, question{what: 'N', name: "user00003"}, "1", found},
+		{5, nil, question{what: 'U', id: 1900000003}, "1", found},
+		{0, nil, question{what: 'N', name: "postgres"}, "1", notFound},
+	} {
+		d.put(t, render(t, many(c.people), c.groups))
+		c.q.size = 1024
+		d.fault(t, 0, 0, 0)
+		got := d.question(t, c.q)
+		if reads := d.fault(t, 0, 0, 0); reads != c.reads || !strings.HasSuffix(got, c.want) {
+			t.Errorf("%+v among %d: %s reads, want %s; %q", c.q, c.people, reads, c.reads, got)
+		}
+	}
+}
+
+// TestNobodyWithSomebodysHash gives nobody's keys to slots of others: what is found must be compared.
+func TestNobodyWithSomebodysHash(t *testing.T) {
+	b := render(t, many(20), nil) // on one page
+	p, paged, ok := open(b).page(passwdKind, []byte("nobody"))
+	if !paged || !ok || pagesOf(b) != 1 || p.n != 80 {
+		t.Fatalf("%d pages, %d slots", pagesOf(b), p.n)
+	}
+	nobody := func(kind int, key []byte) []byte {
+		b := slices.Clone(b)
+		p, _, _ := open(b).page(kind, key)
+		for i := range p.n {
+			binary.LittleEndian.PutUint32(b[p.slots+8*i:], p.hash)
+		}
+		return b
+	}
+	both(t, func(t *testing.T, d *driver) {
+		for kind, asks := range []string{"NU", "GH"} {
+			d.put(t, nobody(kind, []byte("nobody")))
+			if got := d.ask(t, asks[0], 0, "nobody"); got != notFound {
+				t.Errorf("%c nobody: %q", asks[0], got)
+			}
+			d.put(t, nobody(kind, binary.LittleEndian.AppendUint32(nil, 65534)))
+			if got := d.ask(t, asks[1], 65534, ""); got != notFound {
+				t.Errorf("%c 65534: %q", asks[1], got)
 			}
 		}
 	})

@@ -3,6 +3,7 @@ package nss_test
 import (
 	"encoding/binary"
 	"fmt"
+	"hash/fnv"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 // fuzzer cannot see in C.
 type reader struct {
 	b               []byte
+	headed          bool // the header is good, and with it what follows
 	n, byName, byID [2]uint32
 }
 
@@ -30,22 +32,74 @@ func (r *reader) at(offset, length uint64) ([]byte, bool) {
 	return r.b[offset : offset+length], true
 }
 
-func open(b []byte) (*reader, bool) {
+func open(b []byte) *reader {
+	r := &reader{b: b}
 	if len(b) < 64 || len(b) > 16<<20 || string(b[:8]) != "CFNSS01\n" ||
 		u32(b[8:]) != uint32(len(b)) || strings.Trim(string(b[36:64]), "\x00") != "" {
-		return nil, false
+		return r
 	}
-	r := &reader{b: b}
 	for kind := range uint32(2) {
 		r.n[kind] = u32(b[12+4*kind:])
 		r.byName[kind], r.byID[kind] = u32(b[20+8*kind:]), u32(b[24+8*kind:])
 		for _, index := range []uint32{r.byName[kind], r.byID[kind]} {
 			if _, ok := r.at(uint64(index), 4*uint64(r.n[kind])); !ok || index < 64 {
-				return nil, false
+				return r
 			}
 		}
 	}
-	return r, true
+	r.headed = true
+	return r
+}
+
+// openOlder reads as modules do that know no pages.
+func openOlder(b []byte) *reader {
+	r := open(b)
+	r.b = unpaged(b)
+	return r
+}
+
+// unpaged is the file that an older agent would have written: its pages cannot be told from records.
+func unpaged(b []byte) []byte {
+	b = slices.Clone(b)
+	for i := range pagesOf(b) {
+		copy(b[pageAt(b, i):], strings.Repeat("records\n", 4))
+	}
+	return b
+}
+
+func pagesOf(b []byte) int {
+	if n := len(b) % 4096; n < len(b)/4096 {
+		return n
+	}
+	return 0
+}
+
+func pageAt(b []byte, i int) int { return (len(b)/4096 - pagesOf(b) + i) * 4096 }
+
+// page is where the slots are in which a key can stand, and the groups that can have members.
+type page struct {
+	hash, slots, n  uint32
+	joined, nJoined uint32
+}
+
+// page finds a key's page. A file without pages has none, and a bad page is not ok.
+func (r *reader) page(kind int, key []byte) (p page, exists, ok bool) {
+	n := pagesOf(r.b)
+	if len(r.b) < 64 || len(r.b) > 16<<20 || n == 0 {
+		return p, false, true
+	}
+	h := fnv.New32a()
+	h.Write(append([]byte{byte(kind)}, key...))
+	i := h.Sum32() % uint32(n)
+	at := uint32(pageAt(r.b, int(i)))
+	b := r.b[at:]
+	if string(b[:8]) != "CFPAGE1\n" {
+		return p, false, true
+	}
+	p = page{h.Sum32(), at + 32, u32(b[16:]), u32(b[20:]), u32(b[24:])}
+	_, okJoined := r.at(uint64(p.joined), 4*uint64(p.nJoined))
+	return p, true, u32(b[8:]) == uint32(len(r.b)) && u32(b[12:]) == i && p.n <= 508 &&
+		p.joined >= 64 && okJoined
 }
 
 // entry is one record, taken apart.
@@ -161,7 +215,11 @@ func (e entry) line(kind int) (string, bool) {
 }
 
 // search is the binary search of the format: the first position for which high is true.
-func (r *reader) search(kind int, index uint32, high func(entry) bool) (e entry, exists, ok bool) {
+func (r *reader) search(kind int, high func(entry) bool) (e entry, exists, ok bool) {
+	if !r.headed {
+		return entry{}, false, false
+	}
+	index := r.byID[kind]
 	low, top := uint32(0), r.n[kind]
 	for low < top {
 		mid := low + (top-low)/2
@@ -186,7 +244,7 @@ func (r *reader) enumerate(kind int) string {
 	var all strings.Builder
 	for from := uint64(0); ; {
 		reached := func(e entry) bool { return uint64(e.id) >= from }
-		e, exists, ok := r.search(kind, r.byID[kind], reached)
+		e, exists, ok := r.search(kind, reached)
 		if !exists || !ok {
 			return all.String()
 		}
@@ -199,20 +257,85 @@ func (r *reader) enumerate(kind int) string {
 	}
 }
 
-// byNumber is a look-up by uid or gid, as the driver answers it.
-func (r *reader) byNumber(kind int, id uint32) string {
-	e, exists, ok := r.search(kind, r.byID[kind], func(e entry) bool { return e.id >= id })
-	if !ok {
-		return unavailable
+// find looks a key up in its page; paged is false in a file without.
+func (r *reader) find(kind int, key []byte, is func(entry) bool) (e entry, paged, exists, ok bool) {
+	p, paged, ok := r.page(kind, key)
+	if !paged || !ok {
+		return entry{}, paged, false, ok
 	}
-	if !exists || e.id != id {
-		return notFound
+	for i := range p.n {
+		slot := r.b[p.slots+8*i:]
+		if u32(slot) != p.hash || u32(slot[4:])>>31 != uint32(kind) {
+			continue
+		}
+		if e, ok = r.entry(kind, u32(slot[4:])&(1<<31-1)); !ok || is(e) {
+			return e, true, ok, ok
+		}
 	}
-	line, ok := e.line(kind)
-	if !ok {
-		return unavailable
+	return entry{}, true, false, true
+}
+
+func (r *reader) findNumber(kind int, id uint32) (e entry, exists, ok bool) {
+	key := binary.LittleEndian.AppendUint32(nil, id)
+	e, paged, exists, ok := r.find(kind, key, func(e entry) bool { return e.id == id })
+	if paged {
+		return e, exists, ok
 	}
-	return line + found
+	e, exists, ok = r.search(kind, func(e entry) bool { return e.id >= id })
+	return e, exists && e.id == id, ok
+}
+
+func (r *reader) findName(kind int, name string) (e entry, exists, ok bool) {
+	nobody := name == "" || len(name) > 64
+	if !nobody {
+		e, paged, exists, ok := r.find(kind, []byte(name), func(e entry) bool { return e.name == name })
+		if paged {
+			return e, exists, ok
+		}
+	}
+	if nobody || !r.headed {
+		return entry{}, false, r.headed
+	}
+	// The module ends its search at the name; so does this, since a broken file may hold it twice.
+	low, top := uint32(0), r.n[kind]
+	for low < top {
+		mid := low + (top-low)/2
+		e, ok := r.entry(kind, u32(r.b[r.byName[kind]+4*mid:]))
+		switch {
+		case !ok || e.name == name:
+			return e, ok, ok
+		case name < e.name:
+			top = mid
+		default:
+			low = mid + 1
+		}
+	}
+	return entry{}, false, true
+}
+
+// numbered is a look-up by uid or gid, as the driver answers it; named is one by name.
+func (r *reader) numbered(kind int, id uint32) string {
+	return answer(kind)(r.findNumber(kind, id))
+}
+
+func (r *reader) named(kind int, name string) string {
+	return answer(kind)(r.findName(kind, name))
+}
+
+func answer(kind int) func(e entry, exists, ok bool) string {
+	return func(e entry, exists, ok bool) string {
+		if !ok {
+			return unavailable
+		}
+		if !exists {
+			return notFound
+		}
+		line, ok := e.line(kind)
+		if !ok {
+			return unavailable
+		}
+		return line + found
+	}
 }
 
 // groupsOf is initgroups, as the driver answers it.
@@ -224,30 +347,21 @@ func (r *reader) groupsOf(user string, primary uint32) string {
 			gids = append(gids, text)
 		}
 	}
-	known := false
-	// The module ends its search at the name; so does this, since a broken file may hold it twice.
-	low, top := uint32(0), r.n[passwdKind]
-	for low < top && !known {
-		mid := low + (top-low)/2
-		e, ok := r.entry(passwdKind, u32(r.b[r.byName[passwdKind]+4*mid:]))
-		switch {
-		case !ok:
-			return "\n" + unavailable
-		case e.name == user:
-			known = true
-			if e.live {
-				for _, g := range e.gids {
-					add(g)
-				}
-			}
-		case user < e.name:
-			top = mid
-		default:
-			low = mid + 1
+	e, known, ok := r.findName(passwdKind, user)
+	if !ok {
+		return "\n" + unavailable
+	}
+	if e.live {
+		for _, g := range e.gids {
+			add(g)
 		}
 	}
-	for i := range r.n[groupKind] {
-		e, ok := r.entry(groupKind, u32(r.b[r.byID[groupKind]+4*i:]))
+	joined, n := r.byID[groupKind], r.n[groupKind]
+	if p, paged, _ := r.page(passwdKind, []byte(user)); paged && user != "" && len(user) <= 64 {
+		joined, n = p.joined, p.nJoined
+	}
+	for i := range n {
+		e, ok := r.entry(groupKind, u32(r.b[joined+4*i:]))
 		if !ok {
 			return "\n" + unavailable
 		}

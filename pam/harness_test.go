@@ -101,7 +101,7 @@ func (w *world) setTable(text string) {
 // PAM_IGNORE goes on to a module that says "ignored" in a code of its own.
 func (w *world) service(name string, args ...string) {
 	w.t.Helper()
-	args = append([]string{"socket=" + w.socket, "conf=" + w.table}, args...)
+	args = append([]string{"socket=" + w.socket, "conf=" + w.table, "marks=" + w.dir}, args...)
 	stack := ""
 	for _, kind := range []string{"auth", "account", "session"} {
 		stack += fmt.Sprintf("%s [success=done ignore=ignore default=die] %s %s\n"+

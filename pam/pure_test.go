@@ -6,12 +6,14 @@ import (
 	"io"
 	"maps"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
@@ -86,6 +88,17 @@ func (p *pure) reply(t fataler, packet []byte) gatewire.Reply {
 	return gatewire.Reply{Verdict: gatewire.Verdict(a[0]), Text: string(a[1:])}
 }
 
+// TestKeptCorpus runs the C fuzz target over every input that libFuzzer's runs left (make fuzz).
+func TestKeptCorpus(t *testing.T) {
+	inputs, err := filepath.Glob("testdata/corpus/*")
+	if err != nil || len(inputs) == 0 {
+		t.Fatalf("no corpus: %v", err)
+	}
+	if out, err := exec.Command(bin+"/pam_replay.asan", inputs...).CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 func FuzzReply(f *testing.F) {
 	p := startPure(f)
 	for _, s := range []string{
@@ -114,6 +127,8 @@ type tableAnswer struct {
 	Whole, Observe      bool
 	UIDClass, NameClass int
 	Asks                bool
+	Trial               bool
+	Wall, Boot          uint64
 }
 
 type subject struct {
@@ -143,12 +158,17 @@ func (p *pure) table(t fataler, s subject, piece int, table []byte) tableAnswer 
 	q = append(q, elevation)
 	q = binary.LittleEndian.AppendUint32(q, uint32(max(1, piece)))
 	a := p.ask(t, append(q, table...))
-	return tableAnswer{a[0] != 0, a[1] != 0, int(a[2]), int(a[3]), a[4] != 0}
+	return tableAnswer{
+		a[0] != 0, a[1] != 0, int(a[2]), int(a[3]), a[4] != 0,
+		a[5] != 0, binary.LittleEndian.Uint64(a[6:]), binary.LittleEndian.Uint64(a[14:]),
+	}
 }
 
 var (
 	tableLine = regexp.MustCompile(
 		`^(account|gated|elevate|exempt) (0|[1-9][0-9]{0,9}) ([!-~]{1,64})$`)
+	tableMode = regexp.MustCompile(
+		`^mode (?:observe|enforce|trial (0|[1-9][0-9]{0,14}) (0|[1-9][0-9]{0,14}))$`)
 	classOf = map[string]int{"account": 1, "gated": 2, "elevate": 3, "exempt": 4}
 )
 
@@ -158,10 +178,15 @@ func model(s subject, table []byte) tableAnswer {
 	text, ended := strings.CutSuffix(string(table), "\nend\n")
 	lines := strings.Split(text, "\n")
 	if !ended || len(table) > 4<<20 || len(lines) < 2 || lines[0] != "curfew-gate 1" ||
-		lines[1] != "mode observe" && lines[1] != "mode enforce" {
+		!tableMode.MatchString(lines[1]) {
 		return tableAnswer{}
 	}
 	a := tableAnswer{Whole: true, Observe: lines[1] == "mode observe"}
+	if m := tableMode.FindStringSubmatch(lines[1]); m[1] != "" {
+		a.Trial = true
+		a.Wall, _ = strconv.ParseUint(m[1], 10, 64) // 15 digits
+		a.Boot, _ = strconv.ParseUint(m[2], 10, 64)
+	}
 	for _, line := range lines[2:] {
 		m := tableLine.FindStringSubmatch(line)
 		if m == nil {
@@ -206,6 +231,10 @@ func FuzzGateTable(f *testing.F) {
 		strings.Replace(enforce, "bob", "", 1), strings.Replace(enforce, "bob", "b b", 1),
 		strings.Replace(enforce, "gated", "gatd", 1),
 		strings.Replace(enforce, "end", "end\nend", 1),
+		strings.Replace(enforce, "enforce", "trial 1790000000000 1234567", 1),
+		strings.Replace(enforce, "enforce", "trial 0 0", 1), strings.Replace(enforce, "enforce", "trial 1", 1),
+		strings.Replace(enforce, "enforce", "trial 01 2", 1), strings.Replace(enforce, "enforce", "trial 1 2 ", 1),
+		strings.Replace(enforce, "enforce", "trial 999999999999999 1000000000000000", 1),
 	} {
 		f.Add(true, uint32(1001), "alice", true, uint16(7), []byte(s))
 		f.Add(false, uint32(0), "bob", false, uint16(1), []byte(s))
@@ -306,7 +335,17 @@ func TestRenderedTablesAreRead(t *testing.T) {
 		if observe {
 			mode = account.ModeObserve
 		}
-		table, err := account.RenderGateTable(mode, slices.Collect(maps.Values(byName)))
+		var trial *account.Trial
+		told := tableAnswer{Whole: true, Observe: observe}
+		if !observe && rapid.Bool().Draw(t, "trial") {
+			told.Trial = true
+			told.Wall = rapid.Uint64Range(1, 999_999_999_999_999).Draw(t, "wall")
+			told.Boot = rapid.Uint64Range(1, 999_999_999_999).Draw(t, "boot")
+			trial = &account.Trial{
+				Wall: time.UnixMilli(int64(told.Wall)), Boot: time.Duration(told.Boot) * time.Millisecond,
+			}
+		}
+		table, err := account.RenderGateTable(mode, trial, slices.Collect(maps.Values(byName)))
 		if err != nil {
 			t.Fatalf("%v: %v", byName, err)
 		}
@@ -317,13 +356,15 @@ func TestRenderedTablesAreRead(t *testing.T) {
 			asks := want.Class <= account.ClassGated || want.Class == account.ClassElevate && sudo
 			byUID := p.table(t, subject{true, want.UID, "", sudo}, piece, table)
 			named := p.table(t, subject{false, 0, name, sudo}, piece, table)
-			if (byUID != tableAnswer{true, observe, class, 0, asks}) ||
-				(named != tableAnswer{true, observe, 0, class, asks}) {
+			wantUID, wantName := told, told
+			wantUID.UIDClass, wantUID.Asks = class, asks
+			wantName.NameClass, wantName.Asks = class, asks
+			if byUID != wantUID || named != wantName {
 				t.Fatalf("%+v: by uid %+v, by name %+v", want, byUID, named)
 			}
 		}
 		stranger := p.table(t, subject{true, 1003, " nobody", true}, piece, table)
-		if stranger != (tableAnswer{true, observe, 0, 0, false}) {
+		if stranger != told {
 			t.Fatalf("a stranger is %+v", stranger)
 		}
 	})

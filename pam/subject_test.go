@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -161,6 +162,72 @@ func TestObserveDeniesNobody(t *testing.T) {
 				t.Error("the agent was not asked: it has nothing to record")
 			}
 			l.expect("open_session", l.OpenSession, ignored)
+		})
+	}
+}
+
+// A trial enforces while its mark is there and neither clock has come to its end; the agent may be dead.
+func TestTrialEndsByItself(t *testing.T) {
+	var since unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &since); err != nil {
+		t.Fatal(err)
+	}
+	wall, boot := time.Now().UnixMilli(), since.Nano()/1e6
+	const minute = 60_000
+	for name, tt := range map[string]struct {
+		wall, boot int64
+		marked     bool
+		want       error
+	}{
+		"running":                 {wall + minute, boot + minute, true, denied},
+		"rebooted":                {wall + minute, boot + minute, false, ignored},
+		"over by the wall clock":  {wall - 1, boot + minute, true, ignored},
+		"over by the boot clock":  {wall + minute, boot - 1, true, ignored},
+		"over by both":            {wall - minute, boot - minute, true, ignored},
+		"over before it was told": {0, 0, true, ignored},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			if tt.marked {
+				if err := os.WriteFile(w.dir+"/trial", nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.setTable(strings.Replace(enforce, "mode enforce",
+				fmt.Sprintf("mode trial %d %d", tt.wall, tt.boot), 1))
+			l := w.start("sshd", "alice") // there is no agent
+			var said []string
+			if tt.want == denied {
+				said = []string{oops(cannot)}
+			}
+			l.expect("account", l.AcctMgmt, tt.want, said...)
+		})
+	}
+}
+
+// With root's mark nobody is denied, whatever the table says and whoever answers.
+func TestMarkOfObserving(t *testing.T) {
+	for name, table := range map[string]string{
+		"enforce": enforce, "unreadable": "curfew-gate 1\n",
+		"trial": strings.Replace(enforce, "enforce", "trial 999999999999999 999999999999999", 1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.setTable(table)
+			w.agent(say(gatewire.Deny, "no"))
+			if err := os.WriteFile(w.dir+"/trial", nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			l := w.start("sshd", "alice")
+			l.expect("without the mark", l.AcctMgmt, denied, oops("no"))
+			if err := os.WriteFile(w.dir+"/observe", nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			l.expect("with the mark", l.AcctMgmt, ignored)
+			if err := os.Chown(w.dir+"/observe", 1001, 0); err != nil {
+				t.Fatal(err)
+			}
+			l.expect("with somebody else's mark", l.AcctMgmt, denied, oops("no"))
 		})
 	}
 }

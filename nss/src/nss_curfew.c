@@ -373,8 +373,8 @@ EXPORT enum nss_status _nss_curfew_initgroups_dyn(const char *user, gid_t group,
 		} else if (rc == SNAP_MISSING) {
 			rc = SNAP_OK;
 		}
-		for (uint32_t i = 0; rc == SNAP_OK && i < s.n[SNAP_GROUP] && !full(&l); i++) {
-			rc = snap_nth(&s, SNAP_GROUP, i, &r);
+		for (uint32_t i = 0; rc == SNAP_OK && i < s.n_joined && !full(&l); i++) {
+			rc = snap_joined(&s, i, &r);
 			if (rc == SNAP_OK && r.count > 0 && !snap_expired(&r))
 				rc = add_if_member(&s, &r, user, &l);
 		}

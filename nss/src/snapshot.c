@@ -10,6 +10,9 @@
 #include <unistd.h>
 
 #define HEADER 64
+#define PAGE 4096
+#define PAGE_HEAD 32
+#define SLOT 8
 #define PASSWD_FIXED 44
 #define GROUP_FIXED 28
 #define FIRST_PERSON 1000
@@ -111,20 +114,20 @@ enum snap_result snap_string(struct snap *s, uint32_t offset, uint32_t len, char
 	return SNAP_OK;
 }
 
-static enum snap_result read_header(struct snap *s, uint64_t actual)
+/* Reads and checks the header, once a call. A look-up that finds its page needs none of it. */
+static enum snap_result header(struct snap *s)
 {
 	static const unsigned char zero[HEADER];
-	unsigned char h[HEADER];
+	const unsigned char *h;
 
-	s->size = HEADER;
-	if (actual < HEADER || actual > SNAP_SIZE_MAX)
-		return bad();
-	if (read_at(s, 0, HEADER, h) != SNAP_OK)
+	if (s->headed)
+		return SNAP_OK;
+	h = view(s, 0, HEADER);
+	if (!h)
 		return SNAP_BAD;
-	if (memcmp(h, "CFNSS01\n", 8) != 0 || u32(h + 8) != actual ||
+	if (memcmp(h, "CFNSS01\n", 8) != 0 || u32(h + 8) != s->size ||
 	    memcmp(h + 36, zero, HEADER - 36) != 0)
 		return bad();
-	s->size = (uint32_t)actual;
 	for (int kind = SNAP_PASSWD; kind <= SNAP_GROUP; kind++) {
 		s->n[kind] = u32(h + 12 + 4 * kind);
 		s->by_name[kind] = u32(h + 20 + 8 * kind);
@@ -134,6 +137,9 @@ static enum snap_result read_header(struct snap *s, uint64_t actual)
 		    !within(s, s->by_id[kind], UINT64_C(4) * s->n[kind]))
 			return bad();
 	}
+	s->joined = s->by_id[SNAP_GROUP];
+	s->n_joined = s->n[SNAP_GROUP];
+	s->headed = true;
 	return SNAP_OK;
 }
 
@@ -143,6 +149,7 @@ enum snap_result snap_open(struct snap *s)
 	enum snap_result rc = SNAP_BAD;
 
 	s->at = s->len = s->entries_at = s->entries_len = 0;
+	s->headed = false;
 	do {
 		/* O_NONBLOCK: a FIFO in its place must not hang every `ls -l` of the host. */
 		s->fd = open(CURFEW_NSS_DB,
@@ -152,10 +159,12 @@ enum snap_result snap_open(struct snap *s)
 		return errno == ENOENT ? SNAP_MISSING : SNAP_BAD;
 	if (fd_stat(s->fd, &st) == 0) {
 		if (!S_ISREG(st.st_mode) || st.st_uid != 0 ||
-		    (st.st_mode & (S_IWGRP | S_IWOTH)) != 0 || st.st_size < 0)
+		    (st.st_mode & (S_IWGRP | S_IWOTH)) != 0 || st.st_size < HEADER ||
+		    st.st_size > SNAP_SIZE_MAX)
 			bad();
 		else
-			rc = read_header(s, (uint64_t)st.st_size);
+			rc = SNAP_OK;
+		s->size = (uint32_t)st.st_size;
 	}
 	if (rc != SNAP_OK)
 		snap_close(s);
@@ -227,12 +236,14 @@ static enum snap_result read_record(struct snap *s, enum snap_kind kind, uint32_
 	return SNAP_OK;
 }
 
-static enum snap_result indexed(struct snap *s, enum snap_kind kind, uint32_t index, uint32_t i,
-				struct snap_record *r)
+/* Record i of an index of n. */
+static enum snap_result indexed(struct snap *s, enum snap_kind kind, uint32_t index, uint32_t n,
+				uint32_t i, struct snap_record *r)
 {
-	uint32_t chunk = i - i % SNAP_ENTRIES, at = index + 4 * chunk;
-	uint32_t len = 4 * (s->n[kind] - chunk);
+	uint32_t chunk = i - i % SNAP_ENTRIES, at = index + 4 * chunk, len = 4 * (n - chunk);
 
+	if (i >= n)
+		return SNAP_MISSING;
 	if (len > sizeof(s->entries))
 		len = sizeof(s->entries);
 	if (s->entries_at != at || s->entries_len != len) {
@@ -247,32 +258,112 @@ static enum snap_result indexed(struct snap *s, enum snap_kind kind, uint32_t in
 
 enum snap_result snap_nth(struct snap *s, enum snap_kind kind, uint32_t i, struct snap_record *r)
 {
-	return i < s->n[kind] ? indexed(s, kind, s->by_id[kind], i, r) : SNAP_MISSING;
+	enum snap_result rc = header(s);
+
+	return rc == SNAP_OK ? indexed(s, kind, s->by_id[kind], s->n[kind], i, r) : rc;
+}
+
+enum snap_result snap_joined(struct snap *s, uint32_t i, struct snap_record *r)
+{
+	return indexed(s, SNAP_GROUP, s->joined, s->n_joined, i, r);
+}
+
+/* Compares a name with the record's; rc is SNAP_BAD when that cannot be read. */
+static int compare(struct snap *s, const struct snap_record *r, const char *name, size_t len,
+		   enum snap_result *rc)
+{
+	const unsigned char *p = view(s, r->names_at, r->name);
+	int order;
+
+	if (!p) {
+		*rc = SNAP_BAD;
+		return 0;
+	}
+	order = memcmp(name, p, len < r->name ? len : r->name);
+	return order != 0 ? order : (int)len - (int)r->name;
+}
+
+/* Finds the page for a hash: *page is its offset, and 0 in a file that has none, as those of older
+ * agents. The file's size says how many there are, so that nothing else need be read before. */
+static enum snap_result find_page(struct snap *s, uint32_t hash, uint32_t *page, uint32_t *slots)
+{
+	uint32_t pages = s->size % PAGE, end = s->size / PAGE;
+	const unsigned char *p;
+
+	*page = 0;
+	if (pages == 0 || end <= pages)
+		return SNAP_OK;
+	hash %= pages;
+	p = view(s, PAGE * (end - pages + hash), PAGE);
+	if (!p)
+		return SNAP_BAD;
+	if (memcmp(p, "CFPAGE1\n", 8) != 0)
+		return SNAP_OK;
+	*slots = u32(p + 16);
+	s->joined = u32(p + 20);
+	s->n_joined = u32(p + 24);
+	if (u32(p + 8) != s->size || u32(p + 12) != hash || *slots > (PAGE - PAGE_HEAD) / SLOT ||
+	    s->joined < HEADER || !within(s, s->joined, UINT64_C(4) * s->n_joined))
+		return bad();
+	*page = PAGE * (end - pages + hash);
+	return SNAP_OK;
+}
+
+/* Looks a name, or the four bytes of an id, up in its page; *paged is false in a file without. */
+static enum snap_result find(struct snap *s, enum snap_kind kind, const char *name,
+			     const unsigned char *key, size_t len, struct snap_record *r,
+			     bool *paged)
+{
+	uint32_t hash = (UINT32_C(2166136261) ^ (uint32_t)kind) * UINT32_C(16777619);
+	uint32_t page, slots = 0;
+	enum snap_result rc;
+
+	for (size_t i = 0; i < len; i++)
+		hash = (hash ^ key[i]) * UINT32_C(16777619);
+	rc = find_page(s, hash, &page, &slots);
+	*paged = rc != SNAP_OK || page != 0;
+	for (uint32_t i = 0; i < slots && rc == SNAP_OK && page != 0; i++) {
+		/* Again for each: a record elsewhere, of another with this hash, takes its place. */
+		const unsigned char *p = view(s, page, PAGE);
+		uint32_t offset;
+
+		if (!p)
+			return SNAP_BAD;
+		p += PAGE_HEAD + SLOT * i;
+		offset = u32(p + 4);
+		if (u32(p) != hash || offset >> 31 != (uint32_t)kind)
+			continue;
+		rc = read_record(s, kind, offset & INT32_MAX, r);
+		if (rc == SNAP_OK && (name ? compare(s, r, name, len, &rc) == 0 : r->id == u32(key)))
+			return rc;
+	}
+	return rc == SNAP_OK ? SNAP_MISSING : rc;
 }
 
 enum snap_result snap_by_name(struct snap *s, enum snap_kind kind, const char *name,
 			      struct snap_record *r)
 {
 	size_t len = strnlen(name, SNAP_NAME_MAX + 1);
-	uint32_t low = 0, high = s->n[kind];
+	bool paged = false, nobody = len == 0 || len > SNAP_NAME_MAX;
+	enum snap_result rc = SNAP_MISSING;
+	uint32_t low = 0, high;
 
-	if (len == 0 || len > SNAP_NAME_MAX)
-		return SNAP_MISSING;
+	if (!nobody)
+		rc = find(s, kind, name, (const unsigned char *)name, len, r, &paged);
+	if (!paged)
+		rc = header(s);
+	if (paged || rc != SNAP_OK)
+		return rc;
+	high = nobody ? 0 : s->n[kind];
 	while (low < high) {
 		uint32_t mid = low + (high - low) / 2;
-		enum snap_result rc = indexed(s, kind, s->by_name[kind], mid, r);
-		const unsigned char *p;
 		int order;
 
-		if (rc != SNAP_OK)
+		rc = indexed(s, kind, s->by_name[kind], s->n[kind], mid, r);
+		order = rc == SNAP_OK ? compare(s, r, name, len, &rc) : 0;
+		if (order == 0)
 			return rc;
-		p = view(s, r->names_at, r->name);
-		if (!p)
-			return SNAP_BAD;
-		order = memcmp(name, p, len < r->name ? len : r->name);
-		if (order == 0 && len == r->name)
-			return SNAP_OK;
-		if (order < 0 || (order == 0 && len < r->name))
+		if (order < 0)
 			high = mid;
 		else
 			low = mid + 1;
@@ -283,11 +374,13 @@ enum snap_result snap_by_name(struct snap *s, enum snap_kind kind, const char *n
 enum snap_result snap_next(struct snap *s, enum snap_kind kind, uint64_t from,
 			   struct snap_record *r)
 {
-	uint32_t low = 0, high = s->n[kind];
+	enum snap_result rc = header(s);
+	uint32_t low = 0, high = rc == SNAP_OK ? s->n[kind] : 0;
 
 	while (low < high) {
 		uint32_t mid = low + (high - low) / 2;
-		enum snap_result rc = snap_nth(s, kind, mid, r);
+
+		rc = snap_nth(s, kind, mid, r);
 
 		if (rc != SNAP_OK)
 			return rc;
@@ -296,14 +389,19 @@ enum snap_result snap_next(struct snap *s, enum snap_kind kind, uint64_t from,
 		else
 			high = mid;
 	}
-	return snap_nth(s, kind, low, r);
+	return rc == SNAP_OK ? snap_nth(s, kind, low, r) : rc;
 }
 
 enum snap_result snap_by_id(struct snap *s, enum snap_kind kind, uint32_t id,
 			    struct snap_record *r)
 {
-	enum snap_result rc = snap_next(s, kind, id, r);
+	const unsigned char key[] = { id & 0xff, id >> 8 & 0xff, id >> 16 & 0xff, id >> 24 };
+	bool paged;
+	enum snap_result rc = find(s, kind, NULL, key, sizeof(key), r, &paged);
 
+	if (paged)
+		return rc;
+	rc = snap_next(s, kind, id, r);
 	if (rc == SNAP_OK && r->id != id)
 		return SNAP_MISSING;
 	return rc;

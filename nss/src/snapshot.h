@@ -14,7 +14,7 @@
 
 #define SNAP_SIZE_MAX (16u << 20)
 #define SNAP_NAME_MAX 64
-#define SNAP_WINDOW 1024
+#define SNAP_WINDOW 4096
 #define SNAP_ENTRIES 64
 
 enum snap_result {
@@ -29,7 +29,9 @@ enum snap_kind { SNAP_PASSWD, SNAP_GROUP };
 struct snap {
 	int fd;
 	uint32_t size;
+	bool headed;                         /* the header was read: what follows is known */
 	uint32_t n[2], by_name[2], by_id[2]; /* by enum snap_kind */
+	uint32_t joined, n_joined;           /* index of the groups that can have members */
 
 	/* What was read last of records and of an index, so that neighbours need no further system
 	 * call: without these, one user's groups among 1,000 cost three times as much. */
@@ -67,6 +69,10 @@ enum snap_result snap_next(struct snap *s, enum snap_kind kind, uint64_t from,
 
 /* The record at position i in order of ids, 0 to n - 1. */
 enum snap_result snap_nth(struct snap *s, enum snap_kind kind, uint32_t i, struct snap_record *r);
+
+/* Record i of the groups that can have members, 0 to n_joined - 1, in order of gids; after
+ * snap_by_name. */
+enum snap_result snap_joined(struct snap *s, uint32_t i, struct snap_record *r);
 
 /* Where the next member of a group record stands; *at, first the end of the group's name, moves
  * past it. */

@@ -15,23 +15,49 @@ static const struct {
 	{ "exempt ", GATE_EXEMPT },
 };
 
-/* Reads a canonical decimal number that a space follows; NULL when it is none. */
-static const char *read_uid(const char *s, uint32_t *uid)
+/* Reads a canonical decimal number of at most so many digits, which stop follows, and returns
+ * what stands there; NULL when it is none. 18 digits always fit. */
+static const char *read_number(const char *s, int most, char stop, uint64_t *number)
 {
 	uint64_t v = 0;
 
-	if (s[0] == '0' && s[1] != ' ')
+	if (s[0] == '0' && s[1] != stop)
 		return NULL;
-	for (int digits = 0; digits <= 10; digits++, s++) {
-		if (*s == ' ' && digits > 0) {
-			*uid = (uint32_t)v;
-			return v <= UINT32_MAX ? s + 1 : NULL;
+	for (int digits = 0; digits <= most; digits++, s++) {
+		if (*s == stop && digits > 0) {
+			*number = v;
+			return s;
 		}
 		if (*s < '0' || *s > '9')
 			return NULL;
 		v = v * 10 + (uint64_t)(*s - '0');
 	}
 	return NULL;
+}
+
+static const char *read_uid(const char *s, uint32_t *uid)
+{
+	uint64_t v = 0;
+
+	s = read_number(s, 10, ' ', &v);
+	*uid = (uint32_t)v;
+	return s && v <= UINT32_MAX ? s + 1 : NULL;
+}
+
+static bool read_mode(struct gate_table *t, const char *line)
+{
+	static const char trial[] = "mode trial ";
+
+	if (strcmp(line, "mode enforce") == 0)
+		return true;
+	t->observe = strcmp(line, "mode observe") == 0;
+	if (t->observe)
+		return true;
+	if (strncmp(line, trial, sizeof(trial) - 1) != 0)
+		return false;
+	line = read_number(line + sizeof(trial) - 1, 15, ' ', &t->trial_wall_ms);
+	t->trial = line && read_number(line + 1, 15, '\0', &t->trial_boot_ms);
+	return t->trial;
 }
 
 /* One principal; false when the line is not one. The line ends with NUL and holds no other. */
@@ -82,8 +108,7 @@ static void line_done(struct gate_table *t)
 	} else if (t->at == AT_MAGIC) {
 		t->at = strcmp(line, "curfew-gate 1") == 0 ? AT_MODE : BROKEN;
 	} else if (t->at == AT_MODE) {
-		t->observe = strcmp(line, "mode observe") == 0;
-		t->at = t->observe || strcmp(line, "mode enforce") == 0 ? AT_PRINCIPALS : BROKEN;
+		t->at = read_mode(t, line) ? AT_PRINCIPALS : BROKEN;
 	} else if (t->at == AT_PRINCIPALS && strcmp(line, "end") == 0) {
 		t->at = AT_END;
 	} else if (t->at != AT_PRINCIPALS || !principal(t, line)) {
@@ -110,6 +135,14 @@ void gate_table_feed(struct gate_table *t, const char *piece, size_t len)
 bool gate_table_whole(const struct gate_table *t)
 {
 	return t->at == AT_END && t->line_len == 0;
+}
+
+bool gate_table_observes(const struct gate_table *t, bool marked, uint64_t wall_ms,
+			 uint64_t boot_ms)
+{
+	if (!t->trial)
+		return t->observe;
+	return !marked || wall_ms >= t->trial_wall_ms || boot_ms >= t->trial_boot_ms;
 }
 
 static bool asks(enum gate_class class, bool elevation)

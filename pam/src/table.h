@@ -19,8 +19,9 @@ struct gate_table {
 	uint32_t uid;
 	const char *name;
 
-	/* What was found. */
-	bool observe;
+	/* What was found. A trial enforces until either clock, in ms, has come this far. */
+	bool observe, trial;
+	uint64_t trial_wall_ms, trial_boot_ms;
 	enum gate_class uid_class, name_class;
 
 	/* Progress; all zero at the start. */
@@ -33,6 +34,11 @@ void gate_table_feed(struct gate_table *t, const char *piece, size_t len);
 
 /* True when what was fed is one whole table. Until then nothing in it is to be relied on. */
 bool gate_table_whole(const struct gate_table *t);
+
+/* True when the mode of a whole table is observe, with these clocks; marked is true while the mark
+ * of a trial is there. */
+bool gate_table_observes(const struct gate_table *t, bool marked, uint64_t wall_ms,
+			 uint64_t boot_ms);
 
 /* True when the agent must be asked; elevation is true for the services sudo and sudo-i. */
 bool gate_table_asks(const struct gate_table *t, bool elevation);

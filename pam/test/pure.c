@@ -62,7 +62,7 @@ static void answer(const void *p, size_t n)
 
 static void table(void)
 {
-	unsigned char elevation, out[5];
+	unsigned char elevation, out[22];
 	struct gate_table t = { 0 };
 	char *name;
 	size_t piece;
@@ -87,6 +87,9 @@ static void table(void)
 	out[2] = (unsigned char)t.uid_class;
 	out[3] = (unsigned char)t.name_class;
 	out[4] = gate_table_asks(&t, elevation);
+	out[5] = t.trial;
+	memcpy(out + 6, &t.trial_wall_ms, 8);
+	memcpy(out + 14, &t.trial_boot_ms, 8);
 	answer(out, sizeof(out));
 	free(name);
 }
