@@ -16,6 +16,7 @@ import (
 	"github.com/curfew-access/curfew/controlplane/request"
 	"github.com/curfew-access/curfew/controlplane/store"
 	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/keyfile"
 	"github.com/curfew-access/curfew/internal/trail"
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
@@ -70,6 +71,13 @@ func (g *gate) Issue(ctx context.Context, id string) ([]grant.HostID, error) {
 	return g.Issuer.Issue(ctx, id)
 }
 
+func (g *gate) IssueOf(ctx context.Context, r *request.Request) error {
+	if g.shut {
+		return errDisk
+	}
+	return g.Issuer.IssueOf(ctx, r)
+}
+
 // bench is the parts of a stopped house, without network.
 type bench struct {
 	store  *flaky
@@ -86,7 +94,7 @@ func (h *house) bench() *bench {
 	})
 	must(h.t, err)
 	h.t.Cleanup(func() { db.Close() })
-	key, err := issue.LoadKey(filepath.Join(h.dir, "issuer.key"))
+	key, err := keyfile.Load(filepath.Join(h.dir, "issuer.key"), "grant key")
 	must(h.t, err)
 	issuer, err := issue.New(issue.Config{Store: db, Key: key, Now: h.now, Log: quietLog()})
 	must(h.t, err)
@@ -115,6 +123,10 @@ func (h *house) bench() *bench {
 	return b
 }
 
+func opsAsk() request.Ask {
+	return request.Ask{Role: "ops", Hosts: []string{"web1"}, Duration: time.Minute, Reason: "it hangs"}
+}
+
 // Every write of an approval fails once: either nothing of it is there, or all.
 func TestApproveFailsAtEveryWrite(t *testing.T) {
 	h := build(t, nil)
@@ -126,8 +138,7 @@ func TestApproveFailsAtEveryWrite(t *testing.T) {
 		if n > 20 {
 			t.Fatal("an approval never gets through")
 		}
-		r, err := b.access.Create(t.Context(), b.people["alice"], []string{"web1"}, "ops",
-			time.Minute, "it hangs")
+		r, err := b.access.Create(t.Context(), b.people["alice"], opsAsk(), false)
 		must(t, err)
 		b.store.left = n
 		_, err = b.access.Approve(t.Context(), b.people["bob"], r.ID, 1, bob.sign(r.Newest().Terms))
@@ -165,8 +176,7 @@ func TestApprovedWithoutGrants(t *testing.T) {
 	b := h.bench()
 	ask := func() *request.Request {
 		t.Helper()
-		r, err := b.access.Create(t.Context(), b.people["alice"], []string{"web1"}, "ops",
-			time.Minute, "it hangs")
+		r, err := b.access.Create(t.Context(), b.people["alice"], opsAsk(), false)
 		must(t, err)
 		b.gate.shut = true
 		r, err = b.access.Approve(t.Context(), b.people["bob"], r.ID, 1, bob.sign(r.Newest().Terms))

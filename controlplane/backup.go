@@ -19,9 +19,12 @@ import (
 	"github.com/curfew-access/curfew/internal/trail"
 )
 
-// backupFiles is everything that a backup holds, and the only names that a restore takes. The root
-// key is left out when it is kept elsewhere.
-var backupFiles = []string{storeFile, enrol.CAKeyFile, enrol.CACertFile, issuerFile, RootFile}
+// backupFiles is everything that a backup holds, and the only names that a restore takes.
+var backupFiles = append([]string{storeFile, enrol.CAKeyFile, enrol.CACertFile, issuerFile}, optionalFiles...)
+
+// optionalFiles are those of them that a backup may lack: a root key that is kept elsewhere, and what a
+// rotation of the CA leaves while it goes on.
+var optionalFiles = []string{RootFile, enrol.NextKeyFile, enrol.NextCertFile, enrol.OldCertsFile}
 
 const (
 	maxKeyFile   = 64 << 10
@@ -57,7 +60,13 @@ func (o *Offline) Backup(ctx context.Context, path string) (err error) {
 	if err := os.Link(archive, path); err != nil {
 		return fmt.Errorf("backup: %w", err)
 	}
-	return syncDir(filepath.Dir(path))
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return err
+	}
+	if err := stamp(o.dir, o.now()); err != nil {
+		return fmt.Errorf("%s is written, but the server cannot tell: %w", path, err)
+	}
+	return nil
 }
 
 func writeArchive(w io.Writer, dir, snapshot string, now time.Time) error {
@@ -68,7 +77,7 @@ func writeArchive(w io.Writer, dir, snapshot string, now time.Time) error {
 			path = snapshot
 		}
 		err := addFile(out, path, name, now)
-		if errors.Is(err, fs.ErrNotExist) && name == RootFile {
+		if errors.Is(err, fs.ErrNotExist) && slices.Contains(optionalFiles, name) {
 			continue
 		}
 		if err != nil {
@@ -135,7 +144,7 @@ func Restore(ctx context.Context, path, dir string, now func() time.Time, log hc
 	}
 	defer func() { err = errors.Join(err, o.Close()) }()
 	err = o.store.Update(ctx, func(tx *store.Tx) error {
-		return errors.Join(tx.Forget(), tx.SkipUIDs(), tx.Append(trail.Record{
+		return errors.Join(tx.Forget(), tx.SkipUIDs(now()), tx.Append(trail.Record{
 			TimeMS: now().UnixMilli(), Kind: kindRestored, Actor: "curfew",
 			Details: map[string]string{"backup_of": r.At.UTC().Format(time.RFC3339)},
 		}))
@@ -173,7 +182,7 @@ func unpack(in io.Reader, dir string) (at time.Time, err error) {
 		}
 	}
 	for _, name := range backupFiles {
-		if name != RootFile && !slices.Contains(seen, name) {
+		if !slices.Contains(optionalFiles, name) && !slices.Contains(seen, name) {
 			return at, fmt.Errorf("it is not a whole backup: %s is missing", name)
 		}
 	}

@@ -9,7 +9,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v4"
@@ -56,13 +58,41 @@ type Config struct {
 	// PendingTTL is how long a request waits for decisions.
 	PendingTTL time.Duration
 	Webhooks   []Webhook
+	// Mail tells approvers by mail; nil for none. Its password and CAs are read when it is needed.
+	Mail                         *notify.Mail
+	MailPasswordFile, MailCAFile string
+	// OIDC is the provider that people sign in at, SCIM where it provisions; nil for none.
+	OIDC *OIDC
+	SCIM *SCIM
+	// LoginNames turns the provider's names into login names, for both.
+	LoginNames identity.LoginNames
+	// GroupPrefix is what the provider's groups must begin with to count.
+	GroupPrefix string
+	// IssuerCAFile holds CA certificates that issuers' are checked against, beside the system's.
+	IssuerCAFile string
+	// WorkloadTTL is how long a pipeline's sign-in lasts.
+	WorkloadTTL time.Duration
+	// TicketChecks are asked about tickets where the policy says so.
+	TicketChecks []TicketCheck
+	// MetricsListen is where metrics and health are served: unix:/PATH or a loopback HOST:PORT; empty for
+	// nowhere. Nobody is asked there who he is.
+	MetricsListen string
+	// CloudJoin says which instances of clouds may join without a token; empty: none.
+	CloudJoin CloudJoin
+}
+
+// TicketCheck is a URL that knows about tickets.
+type TicketCheck struct {
+	Name       string
+	URL        string
+	SecretFile string
 }
 
 // DefaultConfig is what holds without a file.
 func DefaultConfig() Config {
 	return Config{
 		Listen: DefaultListen, DataDir: DefaultDataDir, SessionTTL: 8 * time.Hour,
-		Lease: issue.DefaultLease, PendingTTL: 24 * time.Hour,
+		Lease: issue.DefaultLease, PendingTTL: 24 * time.Hour, WorkloadTTL: defaultWorkloadTime,
 	}
 }
 
@@ -118,6 +148,17 @@ func ParseConfig(data []byte) (Config, error) {
 		"lease":        span(&c.Lease, 10*time.Second, grant.MaxLease),
 		"pending_ttl":  span(&c.PendingTTL, access.MinPendingTTL, access.MaxPendingTTL),
 		"webhooks":     c.webhooks,
+		"mail":         c.mail,
+		"oidc":         c.oidc,
+		"scim":         c.scim,
+		"login_names":  c.loginNames,
+		"group_prefix": text(&c.GroupPrefix, checkPrefix),
+
+		"issuer_ca_file":       text(&c.IssuerCAFile, checkDir),
+		"workload_session_ttl": span(&c.WorkloadTTL, identity.MinSessionTTL, identity.MaxSessionTTL),
+		"ticket_checks":        c.ticketChecks,
+		"cloud_join":           c.cloudJoin,
+		"metrics_listen":       text(&c.MetricsListen, checkMetricsListen),
 	})
 }
 
@@ -201,7 +242,7 @@ func (c *Config) webhooks(n *yaml.Node) error {
 		var w Webhook
 		err := eachField(item, "webhooks.", map[string]func(*yaml.Node) error{
 			"url":         text(&w.URL, notify.CheckURL),
-			"secret_file": text(&w.SecretFile, checkDir),
+			"secret_file": text(&w.SecretFile, checkSecret),
 		})
 		if err != nil {
 			return placedError{err}
@@ -219,9 +260,52 @@ func (c *Config) webhooks(n *yaml.Node) error {
 	return nil
 }
 
+func (c *Config) ticketChecks(n *yaml.Node) error {
+	if n.Kind != yaml.SequenceNode || len(n.Content) > maxWebhooks {
+		return fmt.Errorf("want a list of at most %d", maxWebhooks)
+	}
+	for _, item := range n.Content {
+		var t TicketCheck
+		err := eachField(item, "ticket_checks.", map[string]func(*yaml.Node) error{
+			"name":        text(&t.Name, grant.CheckRoleName),
+			"url":         text(&t.URL, notify.CheckURL),
+			"secret_file": text(&t.SecretFile, checkSecret),
+		})
+		if err != nil {
+			return placedError{err}
+		}
+		if t.Name == "" || t.URL == "" || t.SecretFile == "" {
+			return placedError{fmt.Errorf("line %d: ticket_checks: each has name, url and secret_file",
+				item.Line)}
+		}
+		for _, other := range c.TicketChecks {
+			if other.Name == t.Name {
+				return placedError{fmt.Errorf("line %d: ticket_checks.name: it stands twice", item.Line)}
+			}
+		}
+		c.TicketChecks = append(c.TicketChecks, t)
+	}
+	return nil
+}
+
 func checkDir(v string) error {
 	if !filepath.IsAbs(v) || filepath.Clean(v) != v {
 		return fmt.Errorf("%q is not a clean absolute path", grant.VisibleText(v))
+	}
+	return nil
+}
+
+var credentialName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// checkSecret admits the path of a secret, or the name of one that systemd hands over.
+func checkSecret(v string) error {
+	name, ok := strings.CutPrefix(v, notify.Credential)
+	if !ok {
+		return checkDir(v)
+	}
+	if !credentialName.MatchString(name) {
+		return fmt.Errorf("%q is no name of a credential: letters, digits, dot, - and _",
+			grant.VisibleText(name))
 	}
 	return nil
 }

@@ -5,11 +5,15 @@ package controlplane
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -26,10 +30,12 @@ import (
 	"github.com/curfew-access/curfew/controlplane/identity"
 	"github.com/curfew-access/curfew/controlplane/issue"
 	"github.com/curfew-access/curfew/controlplane/notify"
+	"github.com/curfew-access/curfew/controlplane/rollout"
 	"github.com/curfew-access/curfew/controlplane/store"
 	"github.com/curfew-access/curfew/controlplane/stream"
 	"github.com/curfew-access/curfew/controlplane/watch"
 	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/join"
 )
 
 const (
@@ -46,17 +52,32 @@ type Server struct {
 	bell     watch.Bell
 	hub      *stream.Hub
 	access   *access.Service
+	rollouts *rollout.Service
+	people   *identity.Service
 	sender   *notify.Sender
 	grpc     *grpc.Server
 	health   *health.Server
 	listener net.Listener
+	// issuer is the key that this process seals with, authority the CA that it certifies by.
+	issuer    ed25519.PublicKey
+	authority *enrol.Authority
+	// caTrouble is what was last said of the CA's files; watchTrust's goroutine owns it.
+	caTrouble string
+
+	scim         *http.Server // nil for none
+	scimListener net.Listener
+
+	figures         *figures
+	metricsListener net.Listener // nil for none
+	// self is how the server is reached as hosts and people do.
+	self *tls.Config
 }
 
 // New opens the store, loads the keys and starts listening; nothing is served before Run.
 func New(ctx context.Context, c Config, now func() time.Time, version string, log hclog.Logger) (
 	s *Server, err error,
 ) {
-	s = &Server{config: c, log: log}
+	s = &Server{config: c, log: log, figures: newFigures(version)}
 	hooks := make([]notify.Webhook, 0, len(c.Webhooks))
 	urls := make([]string, 0, len(c.Webhooks))
 	for _, w := range c.Webhooks {
@@ -66,8 +87,13 @@ func New(ctx context.Context, c Config, now func() time.Time, version string, lo
 		}
 		hooks, urls = append(hooks, notify.Webhook{URL: w.URL, Secret: secret}), append(urls, w.URL)
 	}
+	mail, err := c.mailer()
+	if err != nil {
+		return nil, err
+	}
 	s.store, err = store.Open(ctx, store.Config{
-		Path: filepath.Join(c.DataDir, storeFile), Webhooks: urls, OnCommit: s.changed, Now: now,
+		Path: filepath.Join(c.DataDir, storeFile), Webhooks: urls, Mail: mail != nil,
+		OnCommit: s.changed, OnRecord: s.recorded, Took: s.figures.took, Now: now,
 	})
 	if err != nil {
 		return nil, err
@@ -81,7 +107,7 @@ func New(ctx context.Context, c Config, now func() time.Time, version string, lo
 		return nil, err
 	}
 	s.sender, err = notify.New(notify.Config{
-		Store: s.store, Webhooks: hooks, Now: now, Log: log.Named("notify"),
+		Store: s.store, Webhooks: hooks, Mail: mail, Now: now, Log: log.Named("notify"),
 	})
 	if err != nil {
 		return nil, err
@@ -89,8 +115,14 @@ func New(ctx context.Context, c Config, now func() time.Time, version string, lo
 	if err := s.wire(now, version); err != nil {
 		return nil, err
 	}
-	s.listener, err = net.Listen("tcp", s.config.Listen)
-	return s, err
+	if err := s.listenSCIM(now); err != nil {
+		return nil, err
+	}
+	if s.listener, err = net.Listen("tcp", s.config.Listen); err != nil {
+		return nil, err
+	}
+	s.listenMetrics()
+	return s, nil
 }
 
 // settle completes the configuration with what `init` was told, and refuses another organisation.
@@ -116,12 +148,14 @@ func (s *Server) wire(now func() time.Time, version string) error {
 	if err != nil {
 		return err
 	}
-	issuerKey, err := issue.LoadKey(filepath.Join(s.config.DataDir, issuerFile))
+	s.authority = authority
+	key, err := issuerKey(context.Background(), s.config.DataDir, s.store)
 	if err != nil {
 		return err
 	}
+	s.issuer = key.Public().(ed25519.PublicKey)
 	issuer, err := issue.New(issue.Config{
-		Store: s.store, Key: issuerKey, Lease: s.config.Lease, Now: now, Log: s.log.Named("issue"),
+		Store: s.store, Key: key, Lease: s.config.Lease, Now: now, Log: s.log.Named("issue"),
 	})
 	if err != nil {
 		return err
@@ -130,35 +164,68 @@ func (s *Server) wire(now func() time.Time, version string) error {
 	s.hub, err = stream.New(stream.Config{
 		Store: s.store, Issuer: issuer, Identify: hostOf, Now: now, Log: s.log.Named("stream"),
 		Heard: func(id grant.HostID) { s.bell.Ring(watch.Change{Heard: []grant.HostID{id}}) },
+		Acked: s.figures.acked, Pushed: s.figures.pushed,
+		Ahead: s.stepAbove,
 	})
 	if err != nil {
 		return err
 	}
-	tokens, err := enrol.New(enrol.Config{
-		Store: s.store, Authority: authority, Organisation: s.config.Organisation, Now: now,
-		Log: s.log.Named("enrol"),
-	})
+	federation, pipelines, err := s.federation(now)
 	if err != nil {
 		return err
 	}
-	people, err := identity.New(identity.Config{
+	s.people, err = identity.New(identity.Config{
 		Store: store.Identity{Store: s.store}, Organisation: s.config.Organisation,
 		CA: authority.Pin(), SessionTTL: s.config.SessionTTL, RootKeys: rootKeys(s.config.DataDir),
+		Federation: federation, Pipelines: pipelines, Audience: "curfew://" + s.config.URL,
+		WorkloadTTL: s.config.WorkloadTTL, Checks: checkNames(s.config.TicketChecks),
 		Now: now, Rand: rand.Reader, Log: s.log.Named("identity"),
 	})
 	if err != nil {
 		return err
 	}
+	instances, err := s.instances()
+	if err != nil {
+		return err
+	}
+	tokens, err := enrol.New(enrol.Config{
+		Store: s.store, Authority: authority, Organisation: s.config.Organisation, Now: now,
+		Cloud: instances, Log: s.log.Named("enrol"), Enrolled: func(ctx context.Context, name string) {
+			if err := s.people.HostsChanged(context.WithoutCancel(ctx)); err != nil {
+				s.log.Error("the trust file lacks a new host", "host", name, "error", err)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	// A crash between an enrolment and the trust file that names its host leaves that to us.
+	if err := s.people.HostsChanged(context.Background()); err != nil {
+		s.log.Error("the trust file cannot be brought up to date", "error", err)
+	}
+	tickets, err := s.tickets(now)
+	if err != nil {
+		return err
+	}
 	s.access, err = access.New(access.Config{
-		Store: store.Access{Store: s.store}, Directory: people, Issuer: issuer,
-		PendingTTL: s.config.PendingTTL, Now: now, Rand: rand.Reader, Log: s.log.Named("access"),
+		Store: store.Access{Store: s.store}, Directory: s.people, Issuer: issuer,
+		Tickets: tickets, PendingTTL: s.config.PendingTTL, Now: now, Rand: rand.Reader,
+		Log: s.log.Named("access"),
+	})
+	if err != nil {
+		return err
+	}
+	s.rollouts, err = rollout.New(rollout.Config{
+		Store: store.Rollouts{Store: s.store}, Said: s.said, Organisation: s.config.Organisation, Now: now,
+		Rand: rand.Reader, Log: s.log.Named("rollout"),
 	})
 	if err != nil {
 		return err
 	}
 	front, err := api.New(api.Config{
-		Identity: people, Access: s.access, Hub: s.hub, Tokens: tokens, HostOf: hostOf, Bell: &s.bell,
-		URL: s.config.URL, Version: version, Now: now, Log: s.log.Named("api"),
+		Identity: s.people, Access: s.access, Rollouts: s.rollouts, Hub: s.hub, Tokens: tokens, HostOf: hostOf, Bell: &s.bell,
+		URL: s.config.URL, Lease: s.config.Lease, Version: version, Now: now, Log: s.log.Named("api"),
+		Authorities: authority.Announced(),
 	})
 	if err != nil {
 		return err
@@ -177,9 +244,13 @@ func (s *Server) serve(
 	if err != nil {
 		return err
 	}
+	s.self = join.ClientTLS(authority.Certificate(), now)
+	s.figures.watch(s, authority, now)
+	keep := s.figures.guard(front.Fail)
 	options := append(stream.ServerOptions(stream.Timing{}),
 		grpc.Creds(credentials.NewTLS(tlsConfig)),
-		grpc.UnaryInterceptor(front.Unary), grpc.StreamInterceptor(front.Stream))
+		grpc.ChainUnaryInterceptor(keep.Unary, front.Unary),
+		grpc.ChainStreamInterceptor(keep.Stream, front.Stream))
 	s.grpc, s.health = grpc.NewServer(options...), health.NewServer()
 	front.Register(s.grpc)
 	tokens.Register(s.grpc)
@@ -210,9 +281,13 @@ func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.hub.Run(ctx) })
 	group.Go(func() error { return s.access.Run(ctx) })
+	group.Go(func() error { return s.access.RunRecheck(ctx) })
+	group.Go(func() error { return s.rollouts.Run(ctx) })
+	group.Go(func() error { return s.serveSCIM(ctx) })
 	group.Go(func() error { return s.sender.Run(ctx) })
 	group.Go(func() error { return s.watchTrust(ctx) })
 	group.Go(func() error { return s.watchdog(ctx) })
+	group.Go(func() error { return s.serveMetrics(ctx) })
 	group.Go(func() error {
 		if err := s.grpc.Serve(s.listener); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("serving: %w", err)
@@ -253,9 +328,12 @@ func (s *Server) drain() {
 // Close frees what New took; Run does it by itself.
 func (s *Server) Close() error {
 	var err error
-	if s.listener != nil {
-		if err = s.listener.Close(); errors.Is(err, net.ErrClosed) {
-			err = nil
+	for _, l := range []net.Listener{s.listener, s.scimListener, s.metricsListener} {
+		if l == nil {
+			continue
+		}
+		if closing := l.Close(); !errors.Is(closing, net.ErrClosed) {
+			err = errors.Join(err, closing)
 		}
 	}
 	return errors.Join(err, s.store.Close())
@@ -273,9 +351,15 @@ func (s *Server) watchTrust(ctx context.Context) error {
 		}
 		if err == nil && last != 0 && version != last {
 			s.hub.TrustChanged()
+			if err := s.sealsFor(ctx); err != nil {
+				return err
+			}
 		}
 		if err == nil {
 			last = version
+		}
+		if err := s.certifiesFor(); err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
@@ -283,6 +367,19 @@ func (s *Server) watchTrust(ctx context.Context) error {
 		case <-ticker.C:
 		}
 	}
+}
+
+// sealsFor ends the server when its grant key is not the trust file's any more.
+func (s *Server) sealsFor(ctx context.Context) error {
+	issuers, err := issuersInForce(ctx, s.store)
+	if err != nil {
+		s.log.Error("the trust file cannot be read", "error", err)
+		return nil
+	}
+	if !slices.ContainsFunc(issuers, func(k ed25519.PublicKey) bool { return k.Equal(s.issuer) }) {
+		return errIssuer
+	}
+	return nil
 }
 
 // watchdog tells systemd that the store still answers.

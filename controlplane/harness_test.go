@@ -7,12 +7,13 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/base64"
 	"errors"
 	"io"
 	"math/big"
 	"path/filepath"
+	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,9 +27,9 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/curfew-access/curfew/controlplane"
-	"github.com/curfew-access/curfew/controlplane/identity"
 	"github.com/curfew-access/curfew/internal/grant"
 	"github.com/curfew-access/curfew/internal/join"
+	"github.com/curfew-access/curfew/internal/signin"
 	"github.com/curfew-access/curfew/internal/sshsig"
 	"github.com/curfew-access/curfew/internal/trail"
 	apiv1 "github.com/curfew-access/curfew/proto/curfew/api/v1"
@@ -37,18 +38,31 @@ import (
 
 // house is a control plane on loopback with real TLS, and people and hosts that dial it.
 type house struct {
-	t      *testing.T
-	dir    string
-	addr   string
-	pin    [sha256.Size]byte
-	config controlplane.Config
-	stop   func()
-	admin  *person
+	t           *testing.T
+	dir         string
+	addr        string
+	scimAddr    string
+	metricsAddr string
+	pin         [sha256.Size]byte
+	config      controlplane.Config
+	stop        func()
+	done        <-chan error // how the server ended, once; nil from then on
+	admin       *person
+	// adminKey is dana's SSH key.
+	adminKey ed25519.PrivateKey
 	// ahead is by how many nanoseconds the server's clock is ahead of the world's.
 	ahead atomic.Int64
+	// trap names a function of the server's that panics, once, when it asks for the time.
+	trap atomic.Pointer[string]
 }
 
-func (h *house) now() time.Time { return time.Now().Add(time.Duration(h.ahead.Load())) }
+func (h *house) now() time.Time {
+	if at := h.trap.Load(); at != nil && strings.Contains(string(debug.Stack()), *at) &&
+		h.trap.CompareAndSwap(at, nil) {
+		panic("in " + *at)
+	}
+	return time.Now().Add(time.Duration(h.ahead.Load()))
+}
 
 type person struct {
 	t    *testing.T
@@ -56,9 +70,14 @@ type person struct {
 	name string
 	key  ssh.Signer
 	conn *grpc.ClientConn
+	// session is the public key of this sign-in, cert what is seen of it on the wire.
+	session ed25519.PublicKey
+	cert    *tls.Certificate
 	apiv1.SignInClient
 	apiv1.AccessClient
 	apiv1.DirectoryClient
+	apiv1.PolicyClient
+	apiv1.BreakGlassClient
 }
 
 func newKey(t *testing.T) ssh.Signer {
@@ -80,8 +99,9 @@ func must(t *testing.T, err error) {
 // build starts a fresh control plane with dana as admin, signed in.
 func build(t *testing.T, tune func(*controlplane.Config)) *house {
 	t.Helper()
-	h := &house{t: t, dir: filepath.Join(t.TempDir(), "data")}
-	key := newKey(t)
+	h := &house{t: t, dir: filepath.Join(t.TempDir(), "data"), adminKey: newPrivate(t)}
+	key, err := ssh.NewSignerFromKey(h.adminKey)
+	must(t, err)
 	pin, err := controlplane.Init(t.Context(), controlplane.Setup{
 		DataDir: h.dir, Organisation: "acme", URL: "127.0.0.1:7443", Admin: "dana",
 		AdminKey: grant.SSHKeyText(key.PublicKey()), Now: time.Now, Log: hclog.NewNullLogger(),
@@ -110,8 +130,18 @@ func (h *house) start() {
 		h.t.Fatal(err)
 	}
 	h.addr = s.Addr().String()
+	if s.SCIMAddr() != nil {
+		h.scimAddr = s.SCIMAddr().String()
+	}
+	if s.MetricsAddr() != nil {
+		h.metricsAddr = s.MetricsAddr().String()
+	}
 	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
+	h.done = done
+	go func() {
+		done <- s.Run(ctx)
+		close(done)
+	}()
 	h.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -148,7 +178,13 @@ func (h *house) person(name string, key ssh.Signer, conn *grpc.ClientConn) *pers
 	return &person{
 		t: h.t, h: h, name: name, key: key, conn: conn, SignInClient: apiv1.NewSignInClient(conn),
 		AccessClient: apiv1.NewAccessClient(conn), DirectoryClient: apiv1.NewDirectoryClient(conn),
+		PolicyClient: apiv1.NewPolicyClient(conn), BreakGlassClient: apiv1.NewBreakGlassClient(conn),
 	}
+}
+
+// loginMessage is what an SSH key signs to sign in.
+func loginMessage(challenge []byte, pub ed25519.PublicKey, pin [sha256.Size]byte) []byte {
+	return signin.Binding{Challenge: challenge, Session: pub, CA: pin}.Login()
 }
 
 // signIn signs a challenge with an SSH key and returns a person on a session of a fresh key.
@@ -160,13 +196,16 @@ func (h *house) signIn(name string, key ssh.Signer) *person {
 	c, err := stranger.Challenge(h.t.Context(), &apiv1.ChallengeRequest{})
 	must(h.t, err)
 	sig, err := sshsig.Sign(key, sshsig.NamespaceLogin,
-		identity.LoginMessage(c.GetChallenge(), pub, h.pin))
+		loginMessage(c.GetChallenge(), pub, h.pin))
 	must(h.t, err)
 	_, err = stranger.Login(h.t.Context(), &apiv1.LoginRequest{
 		User: name, Challenge: c.GetChallenge(), SessionPublicKey: pub, Sshsig: sig,
 	})
 	must(h.t, err)
-	return h.person(name, key, h.dial(selfSigned(h.t, session)))
+	cert := selfSigned(h.t, session)
+	p := h.person(name, key, h.dial(cert))
+	p.session, p.cert = pub, cert
+	return p
 }
 
 // add makes a user and signs them in.
@@ -272,240 +311,6 @@ func refused(t *testing.T, err error, code apiv1.Code) *apiv1.Reason {
 		}
 	}
 	t.Fatalf("want %s, got an error without a reason: %v", code, err)
-	return nil
-}
-
-// host is a machine with real keys and a real ledger, and no enforcement.
-type host struct {
-	h      *house
-	name   string
-	root   ed25519.PrivateKey
-	cert   *tls.Certificate
-	mu     sync.Mutex // guards ledger and chain
-	ledger *grant.Ledger
-	chain  trail.Chain
-	// acked is how many events the control plane called durable; they are dropped here.
-	acked atomic.Uint64
-	// slow is how long this host takes to answer, in nanoseconds.
-	slow atomic.Int64
-	// say carries events to send.
-	say  chan *curfewv1.Event
-	quit context.CancelFunc
-	done chan struct{}
-}
-
-func (h *house) join(name string) *host {
-	h.t.Helper()
-	tok, err := h.admin.CreateJoinToken(h.t.Context(), &apiv1.CreateJoinTokenRequest{Name: name})
-	must(h.t, err)
-	rootPub, root, err := ed25519.GenerateKey(rand.Reader)
-	must(h.t, err)
-	_, link, err := ed25519.GenerateKey(rand.Reader)
-	must(h.t, err)
-	csr, err := x509.CreateCertificateRequest(rand.Reader,
-		&x509.CertificateRequest{Subject: pkix.Name{CommonName: name}}, link)
-	must(h.t, err)
-	resp, err := apiv1.NewEnrolmentClient(h.dial(nil)).Enrol(h.t.Context(), &apiv1.EnrolRequest{
-		Token: tok.GetToken(), RootPublicKey: rootPub, Csr: csr,
-		Signature: ed25519.Sign(root, join.Message(tok.GetToken(), csr)), Name: name,
-		SshHostKeys: []string{grant.SSHKeyText(newKey(h.t).PublicKey())}, AgentVersion: "test",
-	})
-	must(h.t, err)
-	ledger, err := grant.NewLedger(grant.HostIDOf(rootPub), resp.GetTrustEnvelope())
-	must(h.t, err)
-	m := &host{
-		h: h, name: name, root: root, ledger: ledger, say: make(chan *curfewv1.Event, 16),
-		cert: &tls.Certificate{Certificate: [][]byte{resp.GetCertificate()}, PrivateKey: link},
-	}
-	m.connect()
-	h.t.Cleanup(m.disconnect)
-	return m
-}
-
-func clock() grant.Clock {
-	now := time.Now()
-	return grant.Clock{Wall: now, Boot: time.Since(began), BootID: "boot"}
-}
-
-var began = time.Now()
-
-func (m *host) disconnect() {
-	m.quit()
-	<-m.done
-}
-
-func (m *host) connect() {
-	ctx, cancel := context.WithCancel(context.Background())
-	m.quit, m.done = cancel, make(chan struct{})
-	conn := m.h.dial(m.cert)
-	go func() {
-		defer close(m.done)
-		if err := m.live(ctx, conn); err != nil && ctx.Err() == nil && !errors.Is(err, io.EOF) {
-			m.h.t.Logf("host %s: %v", m.name, err)
-		}
-	}()
-}
-
-func (m *host) send(
-	s grpc.BidiStreamingClient[curfewv1.SignedHostMessage, curfewv1.ControlMessage],
-	msg *curfewv1.HostMessage,
-) error {
-	signed, err := grant.SignHostMessage(msg, m.root)
-	if err != nil {
-		return err
-	}
-	return s.Send(signed)
-}
-
-// live speaks PROTOCOL.md section 2 with the real ledger behind it.
-func (m *host) live(ctx context.Context, conn *grpc.ClientConn) error {
-	s, err := apiv1.NewHostLinkClient(conn).Connect(ctx)
-	if err != nil {
-		return err
-	}
-	m.mu.Lock()
-	hello := m.hello()
-	m.mu.Unlock()
-	if err := m.send(s, &curfewv1.HostMessage{Body: &curfewv1.HostMessage_Hello{Hello: hello}}); err != nil {
-		return err
-	}
-	received := make(chan *curfewv1.ControlMessage)
-	failed := make(chan error, 1)
-	go func() {
-		for {
-			msg, err := s.Recv()
-			if err != nil {
-				failed <- err
-				return
-			}
-			received <- msg
-		}
-	}()
-	for {
-		out := new(curfewv1.HostMessage)
-		select {
-		case err := <-failed:
-			return err
-		case e := <-m.say:
-			out.Body = &curfewv1.HostMessage_Event{Event: e}
-		case msg := <-received:
-			ack := m.take(msg)
-			if ack == nil {
-				continue
-			}
-			time.Sleep(time.Duration(m.slow.Load()))
-			out.Body = &curfewv1.HostMessage_Ack{Ack: ack}
-		}
-		if err := m.send(s, out); err != nil {
-			return err
-		}
-	}
-}
-
-// tell puts an event on the host's chain, sends it and waits until it is called durable.
-func (m *host) tell(e *curfewv1.Event) {
-	m.h.t.Helper()
-	m.mu.Lock()
-	e.TimeMs, e.BootId = time.Now().UnixMilli(), "boot"
-	must(m.h.t, m.chain.Append(e))
-	m.mu.Unlock()
-	m.say <- e
-	for range 500 {
-		if m.acked.Load() >= e.GetNumber() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	m.h.t.Fatalf("event %d of host %s is not acknowledged", e.GetNumber(), m.name)
-}
-
-func (m *host) hello() *curfewv1.Hello {
-	l := m.ledger
-	nonce, err := l.NewNonce(clock(), rand.Reader)
-	if err != nil {
-		panic(err)
-	}
-	id := l.Host()
-	hello := &curfewv1.Hello{
-		Protocol: 1, HostId: id[:], AgentVersion: "test", BootId: "boot",
-		EventCount: m.chain.Count, EventHead: m.chain.Head, TrustVersion: l.TrustVersion(),
-		Epoch: l.Epoch(), Sequence: l.Sequence(), TrailCount: l.TrailCount(), TrailHead: l.TrailHead(),
-		Nonce: nonce,
-	}
-	for _, g := range l.HeldIDs() {
-		hello.GrantIds = append(hello.GrantIds, g[:])
-	}
-	return hello
-}
-
-// take applies one message; the ack of a state comes back.
-func (m *host) take(msg *curfewv1.ControlMessage) *curfewv1.Ack {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	switch b := msg.GetBody().(type) {
-	case *curfewv1.ControlMessage_Trust:
-		if err := m.ledger.AcceptTrust(b.Trust.GetEnvelope()); err != nil {
-			m.h.t.Errorf("host %s refuses the trust file: %v", m.name, err)
-		}
-	case *curfewv1.ControlMessage_Grant:
-		_, err := m.ledger.AcceptGrant(b.Grant.GetEnvelope(), clock(),
-			grant.Ceiling{MaxDuration: time.Hour, RootEquivalent: true})
-		if err != nil && !errors.Is(err, grant.ErrTombstoned) {
-			m.h.t.Errorf("host %s refuses a grant: %v", m.name, err)
-		}
-	case *curfewv1.ControlMessage_State:
-		return m.state(b.State)
-	case *curfewv1.ControlMessage_EventAck:
-		m.acked.Store(b.EventAck.GetCount())
-	}
-	return nil
-}
-
-func (m *host) state(state *curfewv1.State) *curfewv1.Ack {
-	change, err := m.ledger.AcceptState(state, clock())
-	ack := &curfewv1.Ack{
-		Accepted: err == nil, Epoch: m.ledger.Epoch(), Sequence: m.ledger.Sequence(),
-		TrailCount: m.ledger.TrailCount(),
-	}
-	if err != nil {
-		ack.Detail = err.Error()
-		// A state that was sealed before this host's last answer arrived is refused and sent again.
-		m.h.t.Logf("host %s refuses a state: %v", m.name, err)
-		return ack
-	}
-	for _, live := range m.ledger.Live(clock()) {
-		ack.Grants = append(ack.Grants, &curfewv1.GrantResult{
-			GrantId: live.ID[:], Status: curfewv1.GrantStatus_GRANT_STATUS_APPLIED,
-			StartMs: live.Start.UnixMilli(), EndMs: live.End.UnixMilli(),
-		})
-	}
-	for _, id := range change.Missing {
-		ack.Grants = append(ack.Grants, &curfewv1.GrantResult{
-			GrantId: bytesOf(id), Status: curfewv1.GrantStatus_GRANT_STATUS_MISSING,
-		})
-	}
-	return ack
-}
-
-func bytesOf(id grant.ID) []byte { return id[:] }
-
-// grants are the windows that are open on the host now.
-func (m *host) grants() []grant.Live {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.ledger.Live(clock())
-}
-
-// eventually waits for n open windows.
-func (m *host) eventually(n int) []grant.Live {
-	m.h.t.Helper()
-	for range 500 {
-		if live := m.grants(); len(live) == n {
-			return live
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	m.h.t.Fatalf("host %s has %d open windows, want %d", m.name, len(m.grants()), n)
 	return nil
 }
 

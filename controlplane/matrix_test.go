@@ -17,18 +17,33 @@ import (
 )
 
 // whoMay is the contract, written a second time: a change of the server's table must be made here
-// too. u: user, p: approver, a: admin (who is a user), h: host, e: everyone.
+// too. u: user, p: approver, a: admin (who is a user), d: auditor (who is nothing else), h: host, e: everyone.
 var whoMay = map[string]string{
-	"SignIn/Challenge": "e", "SignIn/Login": "e", "SignIn/Logout": "u", "SignIn/WhoAmI": "u",
-	"Access/CreateRequest": "u", "Access/GetRequest": "u", "Access/ListRequests": "u",
-	"Access/WatchRequests": "u", "Access/Withdraw": "u", "Access/Extend": "u", "Access/Done": "u",
-	"Access/Approve": "p", "Access/Deny": "p", "Access/Revoke": "pa", "Access/ListHosts": "u",
-	"Access/ListRoles": "u", "Access/ListRecords": "u",
-	"Directory/PutUser": "a", "Directory/DisableUser": "a", "Directory/ListUsers": "a",
-	"Directory/PutGroup": "a", "Directory/DeleteGroup": "a", "Directory/ListGroups": "a",
+	"SignIn/Challenge": "e", "SignIn/Login": "e", "SignIn/Logout": "ud", "SignIn/WhoAmI": "ud",
+	"Access/CreateRequest": "u", "Access/GetRequest": "ud", "Access/ListRequests": "ud",
+	"Access/WatchRequests": "ud", "Access/Withdraw": "u", "Access/Extend": "u", "Access/Done": "u",
+	"Access/Approve": "p", "Access/Deny": "p", "Access/Revoke": "pa", "Access/ListHosts": "ud",
+	"Access/ListRoles": "ud", "Access/ListRecords": "ud", "Access/Edit": "u",
+	"Access/ReviewEmergency": "pa",
+	"Directory/PutUser":      "a", "Directory/DisableUser": "a", "Directory/ListUsers": "ad",
+	"Directory/PutGroup": "a", "Directory/DeleteGroup": "a", "Directory/ListGroups": "ad",
 	"Directory/PutRole": "a", "Directory/DeleteRole": "a", "Directory/CreateJoinToken": "a",
-	"Directory/RemoveHost": "a", "Directory/LabelHost": "a", "Directory/GetTrust": "a",
-	"HostLink/Connect": "h", "Enrolment/Enrol": "e", "Enrolment/Renew": "e",
+	"Directory/RemoveHost": "a", "Directory/LabelHost": "a", "Directory/GetTrust": "ad",
+	"Directory/ProposeTrust": "a", "Directory/SignTrust": "a",
+	"BreakGlass/ListCodes": "pad", "BreakGlass/FetchCode": "pa", "BreakGlass/RotateCodes": "pa",
+	"Rollouts/StartRollout": "a", "Rollouts/GetRollout": "ad", "Rollouts/ListRollouts": "ad",
+	"Rollouts/SteerRollout": "a",
+	"Policy/ApplyPolicy":    "a", "Policy/ClearPolicy": "a", "Policy/GetPolicy": "pad", "Policy/ListPolicies": "pad",
+	"Policy/ExplainRequest": "ud", "Policy/ReplayPolicy": "ad",
+	"Identity/Methods": "e", "Identity/LoginOIDC": "e", "Identity/StartDevice": "e",
+	"Identity/FinishDevice": "e", "Identity/LoginWorkload": "e", "Identity/ListSessions": "ud",
+	"Identity/EndSession": "ud", "Identity/ListKeys": "ud", "Identity/AddKey": "u",
+	"Identity/RemoveKey": "u", "Identity/ListAllSessions": "ad", "Identity/EndAnySession": "a",
+	"Identity/LinkUser": "a", "Identity/UnlinkUser": "a", "Identity/PutWorkload": "a",
+	"Identity/DeleteWorkload": "a", "Identity/ListWorkloads": "ad", "Identity/CreateSCIMToken": "a",
+	"Identity/DeleteSCIMTokens": "a",
+	"HostLink/Connect":          "h", "Enrolment/Enrol": "e", "Enrolment/Renew": "e",
+	"Enrolment/Authorities": "h",
 }
 
 // Every RPC of the protos × every API role and none: default deny.
@@ -44,12 +59,13 @@ func TestEveryMethodForEveryRole(t *testing.T) {
 		{"a user", "eu", alice.conn},
 		{"an approver", "eup", bob.conn},
 		{"an admin", "eua", h.admin.conn},
+		{"an auditor", "ed", h.auditor("otto").conn},
 		{"a host", "eh", h.dial(web1.cert)},
 	}
 	methods := 0
 	for _, file := range []protoreflect.FileDescriptor{
 		apiv1.File_curfew_api_v1_access_proto, apiv1.File_curfew_api_v1_admin_proto,
-		apiv1.File_curfew_api_v1_host_proto,
+		apiv1.File_curfew_api_v1_host_proto, apiv1.File_curfew_api_v1_identity_proto,
 	} {
 		for i := range file.Services().Len() {
 			service := file.Services().Get(i)

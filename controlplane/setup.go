@@ -15,9 +15,10 @@ import (
 
 	"github.com/curfew-access/curfew/controlplane/enrol"
 	"github.com/curfew-access/curfew/controlplane/identity"
-	"github.com/curfew-access/curfew/controlplane/issue"
 	"github.com/curfew-access/curfew/controlplane/store"
 	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/join"
+	"github.com/curfew-access/curfew/internal/keyfile"
 	"github.com/curfew-access/curfew/internal/trail"
 )
 
@@ -61,11 +62,11 @@ func Init(ctx context.Context, c Setup) (pin string, err error) {
 	if err != nil {
 		return "", err
 	}
-	issuer, err := issue.CreateKey(filepath.Join(c.DataDir, issuerFile), rand.Reader)
+	issuer, err := keyfile.Create(filepath.Join(c.DataDir, issuerFile), "grant key", rand.Reader)
 	if err != nil {
 		return "", err
 	}
-	root, err := createRootKey(filepath.Join(c.DataDir, RootFile))
+	root, err := keyfile.Create(filepath.Join(c.DataDir, RootFile), "root key", rand.Reader)
 	if err != nil {
 		return "", err
 	}
@@ -97,15 +98,25 @@ func Init(ctx context.Context, c Setup) (pin string, err error) {
 			return err
 		}
 		_, _, err := people.PutUser(tx, "curfew",
-			identity.User{Name: c.Admin, Admin: true, SSHKeys: []string{c.AdminKey}}, true)
+			identity.Edit{Name: c.Admin, Admin: true, SSHKeys: []string{c.AdminKey}}, true)
 		return err
 	})
 	return PinText(authority), err
 }
 
+// Made says whether a data folder holds a control plane. Whether it is whole, serving it shows.
+func Made(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, storeFile))
+	return err == nil
+}
+
 // PinText is a CA's pin as people type it: base64url without padding.
 func PinText(a *enrol.Authority) string {
-	pin := a.Pin()
+	return pinText(a.Certificate().Raw)
+}
+
+func pinText(der []byte) string {
+	pin := join.Pin(der)
 	return base64.RawURLEncoding.EncodeToString(pin[:])
 }
 

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/curfew-access/curfew/controlplane"
-	"github.com/curfew-access/curfew/controlplane/identity"
 	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/keyfile"
 	"github.com/curfew-access/curfew/internal/sshsig"
 	apiv1 "github.com/curfew-access/curfew/proto/curfew/api/v1"
 )
@@ -44,7 +44,7 @@ func (h *house) attempt(a attempt) error {
 	if a.namespace == "" {
 		a.namespace = sshsig.NamespaceLogin
 	}
-	message := identity.LoginMessage(a.challenge, a.session, h.pin)
+	message := loginMessage(a.challenge, a.session, h.pin)
 	if a.message != nil {
 		message = a.message(a.challenge, a.session)
 	}
@@ -75,19 +75,19 @@ func TestSignInAttacks(t *testing.T) {
 		"another session key (a replay on another device)": {
 			user: "alice", key: alice.key,
 			message: func(c []byte, _ ed25519.PublicKey) []byte {
-				return identity.LoginMessage(c, otherKey, h.pin)
+				return loginMessage(c, otherKey, h.pin)
 			},
 		},
 		"another control plane's CA": {
 			user: "alice", key: alice.key,
 			message: func(c []byte, pub ed25519.PublicKey) []byte {
-				return identity.LoginMessage(c, pub, [32]byte{1})
+				return loginMessage(c, pub, [32]byte{1})
 			},
 		},
 		"another challenge": {
 			user: "alice", key: alice.key,
 			message: func(_ []byte, pub ed25519.PublicKey) []byte {
-				return identity.LoginMessage(make([]byte, 32), pub, h.pin)
+				return loginMessage(make([]byte, 32), pub, h.pin)
 			},
 		},
 		"a challenge that was never given": {
@@ -259,13 +259,20 @@ func TestTrustWithoutTheRootKey(t *testing.T) {
 	r := alice.ask("web1")
 	_, err = carol.approve(r)
 	refused(t, err, apiv1.Code_CODE_CONFLICT)
-	key, err := controlplane.LoadRootKey(moved)
+	key, err := keyfile.Load(moved, "root key")
 	must(t, err)
 	o, err := controlplane.OpenOffline(t.Context(), h.dir, time.Now, quietLog())
 	must(t, err)
-	next, err := o.People.SignTrust(t.Context(), "curfew", []ed25519.PrivateKey{key})
+	_, waiting, err := o.People.SignTrust(t.Context(), "curfew", []ed25519.PrivateKey{key})
 	must(t, err)
 	must(t, o.Close())
+	if waiting.Text != "" {
+		t.Fatalf("signed by its only root key it still waits: %s", waiting.Text)
+	}
+	signed, err := h.admin.GetTrust(t.Context(), &apiv1.GetTrustRequest{})
+	must(t, err)
+	next, err := grant.OpenTrust(signed.GetEnvelope(), nil)
+	must(t, err)
 	if next.Approver("carol") == nil || next.Approver("erin") != nil {
 		t.Errorf("the signed trust file has approvers %v", next.Approvers)
 	}

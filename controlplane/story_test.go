@@ -37,7 +37,7 @@ func TestFromRequestToTheEndOfAccess(t *testing.T) {
 	if r.GetState() != apiv1.RequestState_REQUEST_STATE_PENDING || r.GetRevision() != 1 {
 		t.Fatalf("a new request is %v", r)
 	}
-	if !strings.Contains(r.GetVerdict(), "2 more of 2 approvals from group sre") {
+	if !strings.Contains(r.GetVerdict(), "2 more of 2 approvals of group sre") {
 		t.Errorf("the verdict says %q", r.GetVerdict())
 	}
 	terms, err := grant.ParseTerms(r.GetTerms())

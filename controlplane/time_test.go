@@ -54,6 +54,51 @@ func TestTimeEndsThings(t *testing.T) {
 	refused(t, err, apiv1.Code_CODE_CONFLICT)
 }
 
+// An extension that reaches its host after the end of what it extends opens nothing there, so the
+// request ends: it would stand as granted until its hard end otherwise.
+func TestExtensionThatComesTooLate(t *testing.T) {
+	h := build(t, nil)
+	alice, bob, _, web1 := h.cast(1)
+	r := alice.ask("web1")
+	_, err := bob.approve(r)
+	must(t, err)
+	web1.eventually(1)
+	alice.until(r.GetId(), "applied", applied)
+	web1.disconnect()
+	ext, err := alice.Extend(t.Context(), &apiv1.ExtendRequest{
+		Id: r.GetId(), MoreMs: (20 * time.Minute).Milliseconds(), Reason: "not yet done",
+	})
+	must(t, err)
+	_, err = bob.approve(ext.GetRequest())
+	must(t, err)
+
+	past := clock()
+	past.Wall, past.Boot = past.Wall.Add(11*time.Minute), past.Boot+11*time.Minute
+	web1.mu.Lock()
+	web1.ledger.Tick(past)
+	web1.mu.Unlock()
+	web1.late.Store(true)
+	web1.connect()
+	defer web1.disconnect()
+	alice.until(r.GetId(), "refused by the host", func(r *apiv1.Request) bool {
+		return len(r.GetGrants()) == 2 &&
+			r.GetGrants()[1].GetStatus() == curfewv1.GrantStatus_GRANT_STATUS_REJECTED
+	})
+	if got := alice.get(r.GetId()); !granted(got) {
+		t.Errorf("before the first window's end it is %v", got.GetState())
+	}
+	h.ahead.Store(int64(10*time.Minute + 40*time.Second))
+	got := alice.until(r.GetId(), "ended", func(r *apiv1.Request) bool {
+		return r.GetState() == apiv1.RequestState_REQUEST_STATE_ENDED
+	})
+	if got.GetEndCause() != curfewv1.EndCause_END_CAUSE_EXPIRED {
+		t.Errorf("it ended by %v", got.GetEndCause())
+	}
+	if refused := got.GetGrants()[1]; refused.GetEndedMs() == 0 {
+		t.Errorf("the extension that the host refused has no end: %v", refused)
+	}
+}
+
 // Approvers hear by a signed webhook, in the transaction of the request: also after a restart.
 func TestWebhookHearsOfRequests(t *testing.T) {
 	heard := make(chan map[string]any, 16)

@@ -10,7 +10,6 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/curfew-access/curfew/controlplane/identity"
-	"github.com/curfew-access/curfew/controlplane/policy"
 	"github.com/curfew-access/curfew/controlplane/reason"
 	"github.com/curfew-access/curfew/controlplane/request"
 	"github.com/curfew-access/curfew/internal/grant"
@@ -48,13 +47,18 @@ const (
 // Issuer turns an approved request into sealed grants, durably and idempotently.
 type Issuer interface {
 	Issue(ctx context.Context, requestID string) ([]grant.HostID, error)
+	// IssueOf does it for who holds the request as it is stored, approved: it is not read again, and
+	// becomes what is stored of it then. It stays as it was when that failed, or somebody was faster.
+	IssueOf(ctx context.Context, r *request.Request) error
 }
 
 // Config is what a Service needs.
 type Config struct {
-	Store      Store
-	Directory  *identity.Service
-	Issuer     Issuer
+	Store     Store
+	Directory *identity.Service
+	Issuer    Issuer
+	// Tickets asks ticket systems; nil when no check is configured.
+	Tickets    TicketSystem
 	PendingTTL time.Duration
 	Now        func() time.Time
 	Rand       io.Reader
@@ -77,48 +81,6 @@ func New(c Config) (*Service, error) {
 	return &Service{c: c}, nil
 }
 
-// Create asks for access.
-func (s *Service) Create(
-	ctx context.Context, p identity.Person, hosts []string, role string, d time.Duration, why string,
-) (r *request.Request, err error) {
-	ask := request.Ask{Requester: p.Name, Role: role, Hosts: hosts, Duration: d, Reason: why}
-	err = s.c.Store.Update(ctx, func(tx Tx) error {
-		facts, err := s.facts(tx, ask)
-		if err != nil {
-			return err
-		}
-		verdict := policy.Decide(ask, facts)
-		if !verdict.Accepted() {
-			return refusal(verdict)
-		}
-		if err := s.underQuota(tx, p.Name); err != nil {
-			return err
-		}
-		now := s.now()
-		id, err := s.newID(tx)
-		if err != nil {
-			return err
-		}
-		lapses := now.Add(s.c.PendingTTL)
-		terms, err := policy.Terms(ask, facts,
-			policy.Draft{RequestID: id, Revision: 1, Now: now, Lapses: lapses})
-		if err != nil {
-			return reason.Invalid("%v", err)
-		}
-		r = request.New(id, p.Name, role, hostsOf(ask, facts), facts.Role.RootEquivalent(),
-			request.Revision{
-				Terms: terms, Duration: d, Reason: why, Created: now, Lapses: lapses,
-				Needed: verdict.Approvals, Group: verdict.Group,
-			})
-		return s.put(tx, r, s.asked(r, KindRequested), Notice(r, s.c.Directory.Organisation(),
-			"request.pending", ""))
-	})
-	if err == nil {
-		s.c.Log.Info("requested", "request", r.ID, "by", p.Name, "role", role)
-	}
-	return r, err
-}
-
 // now is in whole milliseconds, as times are stored and sent.
 func (s *Service) now() time.Time { return s.c.Now().Truncate(time.Millisecond) }
 
@@ -137,78 +99,11 @@ func (s *Service) newID(tx Tx) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if _, err := tx.Request(id); errors.Is(err, identity.ErrNone) {
-			return id, nil
-		} else if err != nil {
-			return "", err
+		if taken, err := tx.HasRequest(id); err != nil || !taken {
+			return id, err
 		}
 	}
 	return "", errors.New("drew eight request ids that exist already: the randomness is broken")
-}
-
-// facts reads everything that policy needs.
-func (s *Service) facts(tx Tx, ask request.Ask) (policy.Facts, error) {
-	f := policy.Facts{Hosts: make(map[string]policy.Host), Disabled: make(map[string]bool)}
-	row, err := tx.NewestTrust()
-	if err != nil {
-		return f, err
-	}
-	if f.Trust, err = identity.Trust(row); err != nil {
-		return f, err
-	}
-	users, err := tx.Users()
-	if err != nil {
-		return f, err
-	}
-	for _, u := range users {
-		f.Disabled[u.Name] = u.Disabled
-		if u.Name == ask.Requester {
-			f.Requester = policy.Person{
-				Name: u.Name, UID: u.UID, Disabled: u.Disabled, Groups: u.Groups, SSHKeys: u.SSHKeys,
-			}
-		}
-	}
-	role, err := tx.Role(ask.Role)
-	if err == nil {
-		f.Role = &role
-	} else if !errors.Is(err, identity.ErrNone) {
-		return f, err
-	}
-	for _, name := range ask.Hosts[:min(len(ask.Hosts), grant.MaxHosts+1)] {
-		h, err := tx.HostNamed(name)
-		if errors.Is(err, identity.ErrNone) {
-			continue
-		}
-		if err != nil {
-			return f, err
-		}
-		f.Hosts[name] = policy.Host{ID: h.ID, Name: h.Name, Labels: h.Labels, Refused: h.Refused}
-	}
-	return f, nil
-}
-
-func hostsOf(a request.Ask, f policy.Facts) []request.Host {
-	out := make([]request.Host, 0, len(a.Hosts))
-	for _, name := range a.Hosts {
-		out = append(out, request.Host{ID: f.Hosts[name].ID, Name: name})
-	}
-	return out
-}
-
-func refusal(v policy.Verdict) error {
-	var e *reason.Error
-	switch v.Fault {
-	case policy.BadAsk:
-		e = reason.Invalid("%s", v.Text)
-	case policy.Unknown:
-		e = reason.NotFound("%s", v.Text)
-	case policy.NotYet:
-		e = reason.Conflict("%s", v.Text)
-	default:
-		e = reason.Denied("%s", v.Text)
-	}
-	e.Hint = v.Hint
-	return e
 }
 
 // moved turns a refusal of the state machine into words for people.
@@ -233,6 +128,10 @@ func (s *Service) put(tx Tx, r *request.Request, record trail.Record, m Message)
 	if m.Event == "" {
 		return nil
 	}
+	var err error
+	if m.To, err = s.addresses(tx, r, m.Event); err != nil {
+		return err
+	}
 	return tx.Notify(m)
 }
 
@@ -256,7 +155,10 @@ func find(tx Tx, p identity.Person, id string) (*request.Request, error) {
 	return r, nil
 }
 
-// MaySee says whether a person may look at a request: their own, or any for approvers and admins.
+// MaySee says whether a person may look at a request: their own, or any for who sees all.
 func MaySee(p identity.Person, r *request.Request) bool {
-	return r.Requester == p.Name || p.Approver || p.Admin
+	return r.Requester == p.Name || seesAll(p)
 }
+
+// seesAll are approvers, admins and auditors.
+func seesAll(p identity.Person) bool { return p.Approver || p.Admin || p.Auditor }

@@ -28,7 +28,7 @@ func (s *Service) Approve(
 			return err
 		}
 		rev := r.Waiting()
-		if err := s.stillTrue(tx, r, rev, facts); err != nil {
+		if err := stillTrue(r, rev, facts); err != nil {
 			return err
 		}
 		if err := approval.Verify(facts.Trust, rev, p.Name, sig); err != nil {
@@ -37,18 +37,19 @@ func (s *Service) Approve(
 		now := s.now()
 		err = r.Vote(request.Decision{
 			Approver: p.Name, Approved: true, At: now, Revision: revision, SSHSig: sig,
+			Counts: approval.Counts(p.User, rev, facts.Requester.Manager),
 		})
 		if err != nil {
 			return moved(err)
 		}
-		held, enough, err := approval.Count(facts.Trust, rev)
+		_, enough, err := approval.Count(facts.Trust, rev)
 		if err != nil {
 			return err
 		}
 		digest := grant.TermsDigest(rev.Terms)
 		err = tx.Append(noteOn(r, KindApproval, p.Name, now, map[string]string{
 			"revision": fmt.Sprint(revision), "terms_digest": hex.EncodeToString(digest[:]),
-			"count": fmt.Sprintf("%d of %d", held, rev.Needed), "sshsig": hex.EncodeToString(sig),
+			"left": grant.NeedsText(rev.Left(r.Requester)), "sshsig": hex.EncodeToString(sig),
 		}))
 		if err != nil || !enough {
 			return errors.Join(err, tx.PutRequest(r))
@@ -64,15 +65,7 @@ func (s *Service) Approve(
 	if err != nil {
 		return nil, err
 	}
-	s.c.Log.Info("approval", "request", id, "by", p.Name, "enough", approved)
-	if approved {
-		// The approval stands whatever happens here, also when the approver hangs up; the sweep tries
-		// again.
-		if _, err := s.c.Issuer.Issue(context.WithoutCancel(ctx), id); err != nil {
-			s.c.Log.Error("an approved request has no grants yet; trying again", "request", id,
-				"error", err)
-		}
-	}
+	s.issue(ctx, id, approved)
 	return s.Get(ctx, p, id)
 }
 
@@ -89,7 +82,11 @@ func (s *Service) decidable(tx Tx, p identity.Person, id string, revision uint32
 	if err != nil {
 		return nil, policy.Facts{}, err
 	}
-	if err := approval.MayDecide(user, r, r.Newest()); err != nil {
+	requester, err := tx.User(r.Requester)
+	if err != nil {
+		return nil, policy.Facts{}, err
+	}
+	if err := approval.MayDecide(user, r, r.Newest(), requester.Manager); err != nil {
 		return nil, policy.Facts{}, err
 	}
 	if err := r.CheckDecision(revision, p.Name); err != nil {
@@ -99,22 +96,17 @@ func (s *Service) decidable(tx Tx, p identity.Person, id string, revision uint32
 		return nil, policy.Facts{}, reason.Conflict("request %s has lapsed", id).
 			WithHint("%s asks again", r.Requester)
 	}
-	facts, err := s.facts(tx, askOf(r, r.Newest()))
+	facts, err := s.factsOf(tx, r, r.Newest())
 	return r, facts, err
 }
 
-func askOf(r *request.Request, rev *request.Revision) request.Ask {
-	return request.Ask{
-		Requester: r.Requester, Role: r.Role, Hosts: hostNames(r), Duration: rev.Duration,
-		Reason: rev.Reason,
-	}
-}
-
-// stillTrue refuses to approve what the directory would no longer give.
-func (s *Service) stillTrue(
-	_ Tx, r *request.Request, rev *request.Revision, facts policy.Facts,
+// stillTrue refuses to approve what the directory and the policy would no longer give. A policy that
+// changed in other words, or that needs less, voids nothing.
+func stillTrue(
+	r *request.Request, rev *request.Revision, facts policy.Facts,
 ) error {
-	verdict := policy.Decide(askOf(r, rev), facts)
+	ask := askOf(r, rev)
+	verdict := policy.Decide(ask, facts)
 	if !verdict.Accepted() {
 		return refusal(verdict)
 	}
@@ -124,7 +116,7 @@ func (s *Service) stillTrue(
 				WithHint("%s asks again", r.Requester)
 		}
 	}
-	if err := policy.Unchanged(rev.Terms, facts); errors.Is(err, policy.ErrChanged) {
+	if err := policy.Unchanged(rev.Terms, ask, facts, verdict); errors.Is(err, policy.ErrChanged) {
 		return reason.Conflict("%v", err).WithHint("%s asks again", r.Requester)
 	} else if err != nil {
 		return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/curfew-access/curfew/controlplane/identity"
@@ -24,7 +23,8 @@ func (s *Service) Extend(
 		return nil, reason.Invalid("an extension is by %s to %s, not by %s", grant.MinDuration,
 			grant.MaxDuration, more)
 	}
-	err := s.c.Store.Update(ctx, func(tx Tx) error {
+	opened := false
+	err := s.withTickets(ctx, p, func(tx Tx, tickets map[string]policy.TicketCheck) error {
 		r, err := own(tx, p, id)
 		if err != nil {
 			return err
@@ -32,6 +32,10 @@ func (s *Service) Extend(
 		live := r.Live()
 		if _, err := request.Next(r.State, r.Extending(), request.EventExtend); err != nil {
 			return moved(err)
+		}
+		if live != nil && len(askOf(r, live).Windows) > 0 {
+			return reason.Conflict("request %s has windows, which end when they end", id).
+				WithHint("ask anew: curfew request --again %s", id)
 		}
 		ends, started, err := liveUntil(tx, id)
 		if err != nil {
@@ -46,39 +50,31 @@ func (s *Service) Extend(
 				WithHint("curfew show %s", id)
 		}
 		ask := askOf(r, live)
-		ask.Duration, ask.Reason = live.Duration+more, why
-		facts, err := s.facts(tx, ask)
+		ask.Duration, ask.Reason, ask.Extends = live.Duration+more, why, true
+		d, err := s.decide(tx, p, ask, tickets, now)
 		if err != nil {
 			return err
-		}
-		verdict := policy.Decide(ask, facts)
-		if !verdict.Accepted() {
-			return refusal(verdict)
 		}
 		if err := s.underQuota(tx, p.Name); err != nil {
 			return err
 		}
-		lapses := minTime(now.Add(s.c.PendingTTL), ends)
-		terms, err := policy.Terms(ask, facts, policy.Draft{
-			RequestID: id, Revision: r.Newest().Number + 1, Now: now, Lapses: lapses,
-			Follows: live.Terms,
+		rev, err := d.revision(policy.Draft{
+			RequestID: id, Revision: r.Newest().Number + 1, Now: now,
+			Lapses: minTime(now.Add(s.c.PendingTTL), ends), Follows: live.Terms,
 		})
 		if err != nil {
-			return reason.Invalid("%v", err)
+			return err
 		}
-		err = r.Extend(request.Revision{
-			Terms: terms, Duration: ask.Duration, Reason: why, Created: now, Lapses: lapses,
-			Needed: verdict.Approvals, Group: verdict.Group,
-		})
-		if err != nil {
+		if err := r.Extend(rev); err != nil {
 			return moved(err)
 		}
-		return s.put(tx, r, s.asked(r, KindExtension),
-			Notice(r, s.c.Directory.Organisation(), "request.pending", ""))
+		opened, err = s.store(tx, r, KindExtension)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	s.issue(ctx, id, opened)
 	return s.Get(ctx, p, id)
 }
 
@@ -142,9 +138,12 @@ func (s *Service) Revoke(
 		if err != nil {
 			return err
 		}
-		if user.Disabled || !user.Admin && !slices.Contains(user.Groups, r.Newest().Group) {
-			return reason.Denied("request %s is revoked by an admin or by group %s", id,
-				r.Newest().Group)
+		may, err := s.mayRevoke(tx, user, r)
+		if err != nil {
+			return err
+		}
+		if !may {
+			return reason.Denied("request %s is revoked by an admin or by an approver of its role", id)
 		}
 		return s.endAll(tx, r, curfewv1.EndCause_END_CAUSE_REVOKED, p.Name, why)
 	})
@@ -172,7 +171,6 @@ func (s *Service) endAll(tx Tx, r *request.Request, cause curfewv1.EndCause, by,
 			return err
 		}
 	}
-	s.c.Log.Info("ended", "request", r.ID, "by", by, "cause", CauseWord(cause))
 	return s.put(tx, r, EndedRecord(r, why, now),
 		Notice(r, s.c.Directory.Organisation(), "request.ended", by))
 }
@@ -204,7 +202,20 @@ func Settle(tx Tx, requestID string, last request.GrantEnd, at time.Time) error 
 // Sweep does what time demands: revisions that nobody decided lapse, grants whose end is past leave
 // the live set, approved requests without grants get them.
 func (s *Service) Sweep(ctx context.Context) error {
-	return errors.Join(s.sweepLapsed(ctx), s.sweepDue(ctx), s.sweepUnissued(ctx))
+	return errors.Join(s.sweepLapsed(ctx), s.sweepDue(ctx), s.sweepUnissued(ctx), s.release(ctx), s.remind(ctx))
+}
+
+// release opens the way for grants that were approved ahead of their start.
+func (s *Service) release(ctx context.Context) error {
+	var due bool
+	err := s.c.Store.View(ctx, func(tx Tx) (err error) {
+		due, err = tx.Unreleased(s.now())
+		return err
+	})
+	if err != nil || !due {
+		return err
+	}
+	return s.c.Store.Update(ctx, func(tx Tx) error { return tx.Release(s.now()) })
 }
 
 func (s *Service) sweepLapsed(ctx context.Context) error {

@@ -3,7 +3,6 @@ package access
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -56,7 +55,7 @@ func (s *Service) List(ctx context.Context, p identity.Person, q Query) (
 		Requester: q.User, Host: q.Host, Open: q.Open, Waiting: q.PendingForMe,
 		Limit: int(min(q.Limit, MaxListed)),
 	}
-	if q.Mine || !p.Approver && !p.Admin {
+	if q.Mine || !seesAll(p) {
 		if f.Requester != "" && f.Requester != p.Name {
 			return nil, nil
 		}
@@ -75,7 +74,7 @@ func (s *Service) List(ctx context.Context, p identity.Person, q Query) (
 // Waits says whether the request waits for this person's word.
 func Waits(p identity.Person, r *request.Request) bool {
 	rev := r.Waiting()
-	return rev != nil && approval.MayDecide(p.User, r, rev) == nil &&
+	return rev != nil && approval.MayDecide(p.User, r, rev, p.ManagerOf(r.Requester)) == nil &&
 		r.CheckDecision(rev.Number, p.Name) == nil
 }
 
@@ -93,13 +92,13 @@ func Matches(p identity.Person, q Query, r *request.Request) bool {
 	return true
 }
 
-// Records returns records of the trail from a number on, at most limit. all, which needs an approver
-// or an admin, returns every record; without it only what concerns the person, or the request.
+// Records returns records of the trail from a number on, at most limit. all, which needs somebody
+// who sees everything, returns every record; without it only what concerns the person, or the request.
 func (s *Service) Records(
 	ctx context.Context, p identity.Person, from uint64, requestID string, all bool, limit int,
 ) (out []Record, count uint64, head []byte, err error) {
-	if all && !p.Approver && !p.Admin {
-		return nil, 0, nil, reason.Denied("the whole trail is for approvers and admins")
+	if all && !seesAll(p) {
+		return nil, 0, nil, reason.Denied("the whole trail is for approvers, admins and auditors")
 	}
 	about := p.Name
 	err = s.c.Store.View(ctx, func(tx Tx) (err error) {
@@ -148,7 +147,7 @@ func (s *Service) LabelHost(
 		return errors.Join(tx.PutHostLabels(h.ID, labels), tx.Append(trail.Record{
 			TimeMS: s.now().UnixMilli(), Kind: KindHostLabels, Actor: p.Name, Host: name,
 			HostID: h.ID.String(), Details: map[string]string{"labels": strings.Join(pairs, " ")},
-		}))
+		}), s.c.Directory.RefreshTrust(tx, p.Name))
 	})
 	return h, err
 }
@@ -162,42 +161,12 @@ func hostNamed(tx Tx, name string) (Host, error) {
 	return h, err
 }
 
-// RemoveHost ends a host's grants here and stops serving it. It is told nothing more: what it holds
-// ends at its own time, or at once when Curfew is removed from it.
-func (s *Service) RemoveHost(ctx context.Context, p identity.Person, name string) (Host, error) {
-	var h Host
-	err := s.c.Store.Update(ctx, func(tx Tx) (err error) {
-		if h, err = hostNamed(tx, name); err != nil {
-			return err
-		}
-		live, err := tx.LiveGrantsOf(h.ID)
-		if err != nil {
-			return err
-		}
-		now, end := s.now(), request.GrantEnd{Cause: curfewv1.EndCause_END_CAUSE_REVOKED, By: p.Name}
-		for _, g := range live {
-			if err := tx.EndGrant(g.ID, end.Cause, end.By, now); err != nil {
-				return err
-			}
-			if err := Settle(tx, g.RequestID, end, now); err != nil {
-				return err
-			}
-		}
-		return errors.Join(tx.RemoveHost(h.ID), tx.Append(trail.Record{
-			TimeMS: now.UnixMilli(), Kind: KindHostGone, Actor: p.Name, Host: name,
-			HostID:  h.ID.String(),
-			Details: map[string]string{"grants_ended": fmt.Sprint(len(live))},
-		}))
-	})
-	return h, err
-}
-
 // PutUser creates or changes a user. Live grants that carry a key which is no longer theirs end.
 func (s *Service) PutUser(
-	ctx context.Context, p identity.Person, u identity.User, createOnly bool,
+	ctx context.Context, p identity.Person, e identity.Edit, createOnly bool,
 ) (is identity.User, err error) {
 	err = s.c.Store.Update(ctx, func(tx Tx) error {
-		was, now, err := s.c.Directory.PutUser(tx, p.Name, u, createOnly)
+		was, now, err := s.c.Directory.PutUser(tx, p.Name, e, createOnly)
 		if err != nil {
 			return err
 		}
@@ -207,7 +176,7 @@ func (s *Service) PutUser(
 		if len(gone) == 0 {
 			return nil
 		}
-		return s.endOf(tx, u.Name, p.Name, "an SSH key of this grant was removed",
+		return s.endOf(tx, e.Name, p.Name, "an SSH key of this grant was removed",
 			func(r *request.Request) bool { return carries(r, gone) })
 	})
 	return is, err
@@ -228,7 +197,7 @@ func (s *Service) DisableUser(ctx context.Context, p identity.Person, name strin
 	u identity.User, err error,
 ) {
 	err = s.c.Store.Update(ctx, func(tx Tx) (err error) {
-		if u, err = s.c.Directory.DisableUser(tx, p.Name, name); err != nil {
+		if u, err = s.c.Directory.DisableUser(tx, p.Name, name, identity.SourceAdmin); err != nil {
 			return err
 		}
 		return s.endOf(tx, name, p.Name, "the user was disabled",

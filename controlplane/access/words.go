@@ -21,7 +21,7 @@ func Verdict(r *request.Request) string {
 		case d.Approved && !d.Void:
 			names = append(names, d.Approver)
 		case !d.Approved:
-			return fmt.Sprintf("%sdenied by %s: %s", extension(rev), d.Approver,
+			return fmt.Sprintf("%sdenied by %s: %s", extension(r, rev), d.Approver,
 				grant.VisibleText(d.Reason))
 		}
 	}
@@ -31,28 +31,52 @@ func Verdict(r *request.Request) string {
 	}
 	switch rev.Outcome {
 	case request.Open:
-		left := max(int(rev.Needed)-len(names), 0)
-		return fmt.Sprintf("%sneeds %d more of %s from group %s%s", extension(rev), left,
-			count(rev.Needed), rev.Group, given)
+		return fmt.Sprintf("%sneeds %s%s%s", extension(r, rev), leftText(r, rev), given, by(rev))
 	case request.OutWithdraw:
-		return extension(rev) + "withdrawn"
+		return extension(r, rev) + "withdrawn"
 	case request.OutLapsed:
-		return extension(rev) + "lapsed: nobody decided in time" + given
+		return extension(r, rev) + "lapsed: nobody decided in time" + given
 	case request.OutVoid:
-		return extension(rev) + "void: the grant ended first" + given
+		return extension(r, rev) + "void: the grant ended first" + given
 	}
-	return fmt.Sprintf("%s%s of group %s%s", extension(rev), count(rev.Needed), rev.Group, given)
+	if rev.Standing != "" {
+		return fmt.Sprintf("%sapproved by the policy%s", extension(r, rev), by(rev))
+	}
+	return fmt.Sprintf("%s%s%s%s", extension(r, rev), grant.NeedsText(rev.Needs), given, by(rev))
 }
 
-func count(k uint32) string {
-	if k == 1 {
-		return "1 approval"
+// by names the rule that decided, when a policy file did.
+func by(rev *request.Revision) string {
+	if rev.Rule == "" {
+		return ""
 	}
-	return fmt.Sprintf("%d approvals", k)
+	return fmt.Sprintf(" (rule %s)", rev.Rule)
 }
 
-func extension(rev *request.Revision) string {
-	if rev.Number > 1 {
+// leftText says what is still needed, and of how much.
+func leftText(r *request.Request, rev *request.Revision) string {
+	var parts []string
+	for _, n := range rev.Left(r.Requester) {
+		all := n
+		for _, need := range rev.Needs {
+			if need.Group == n.Group {
+				all = need
+			}
+		}
+		if n.Group == grant.GroupManager {
+			parts = append(parts, n.String())
+			continue
+		}
+		parts = append(parts, fmt.Sprintf("%d more of %s", n.Approvals, all))
+	}
+	if len(parts) == 0 {
+		return "nothing more"
+	}
+	return strings.Join(parts, " and ")
+}
+
+func extension(r *request.Request, rev *request.Revision) string {
+	if r.Extends(rev) {
 		return "extension: "
 	}
 	return ""
@@ -77,14 +101,34 @@ func Notice(r *request.Request, organisation, event, by string) Message {
 		Reason: grant.VisibleText(rev.Reason), LapsesMS: rev.Lapses.UnixMilli(), By: by,
 	}
 	what := "asks for"
-	if rev.Number > 1 {
+	if r.Extends(rev) {
 		what = "asks to extend"
 	}
-	m.Text = fmt.Sprintf("%s %s role %s on %s for %s: %s", r.Requester, what, r.Role,
+	role := "role " + r.Role
+	if r.RootEquivalent {
+		role = "ROOT-EQUIVALENT role " + r.Role
+	}
+	m.Text = fmt.Sprintf("%s %s %s on %s for %s: %s", r.Requester, what, role,
 		strings.Join(m.Hosts, ", "), rev.Duration, m.Reason)
-	if rev.Outcome == request.Open {
+	switch {
+	case rev.Outcome == request.Open:
 		m.Command = "curfew approve " + r.ID
-	} else {
+	case event == EventEmergency:
+		m.Text = fmt.Sprintf("EMERGENCY, opened without approval: %s %s %s on %s for %s: %s",
+			r.Requester, "has", role, strings.Join(m.Hosts, ", "), rev.Duration, m.Reason)
+		m.Command = "curfew revoke " + r.ID + " --reason …; afterwards: curfew review " + r.ID
+	case event == EventReviewDue:
+		m.Text = fmt.Sprintf("nobody has reviewed the emergency access of %s (%s on %s): %s",
+			r.Requester, role, strings.Join(m.Hosts, ", "), m.Reason)
+		m.Command = "curfew review " + r.ID
+	case event == EventReviewed && r.Review != nil:
+		word := "justified"
+		if !r.Review.Justified {
+			word = "NOT justified"
+		}
+		m.Text = fmt.Sprintf("%s found the emergency access of %s %s: %s", by, r.Requester, word,
+			grant.VisibleText(r.Review.Comment))
+	default:
 		m.Text = fmt.Sprintf("request %s of %s is %s", r.ID, r.Requester, r.State)
 	}
 	return m
@@ -94,15 +138,22 @@ func Notice(r *request.Request, organisation, event, by string) Message {
 func (s *Service) asked(r *request.Request, kind string) trail.Record {
 	rev := r.Newest()
 	digest := grant.TermsDigest(rev.Terms)
-	return trail.Record{
+	record := trail.Record{
 		TimeMS: rev.Created.UnixMilli(), Kind: kind, Actor: r.Requester, RequestID: r.ID,
 		Details: map[string]string{
 			"role": r.Role, "hosts": strings.Join(hostNames(r), " "),
 			"duration": rev.Duration.String(), "reason": grant.VisibleText(rev.Reason),
 			"revision": fmt.Sprint(rev.Number), "terms_digest": hex.EncodeToString(digest[:]),
-			"needs": fmt.Sprintf("%s of group %s", count(rev.Needed), rev.Group),
+			"root_equivalent": fmt.Sprint(r.RootEquivalent),
+			"needs":           grant.NeedsText(rev.Needs), "policy_hash": hex.EncodeToString(rev.PolicyHash),
 		},
 	}
+	for name, value := range map[string]string{"rule": rev.Rule, "standing_rule": rev.Standing} {
+		if value != "" {
+			record.Details[name] = value
+		}
+	}
+	return record
 }
 
 func noteOn(r *request.Request, kind, actor string, at time.Time, details map[string]string) trail.Record {

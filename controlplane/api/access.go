@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -34,14 +35,82 @@ func (s *Server) deed(
 func (s *Server) CreateRequest(
 	ctx context.Context, req *apiv1.CreateRequestRequest,
 ) (*apiv1.CreateRequestResponse, error) {
-	if len(req.GetHosts()) > maxHostsAsked {
-		return nil, reason.Limit("the request names %d hosts", len(req.GetHosts()))
+	if len(req.GetHosts()) > maxHostsAsked || len(req.GetWindows()) > maxHostsAsked {
+		return nil, reason.Limit("the request names %d hosts and %d windows", len(req.GetHosts()),
+			len(req.GetWindows()))
 	}
 	r, err := s.deed(ctx, func(p identity.Person) (*request.Request, error) {
-		return s.c.Access.Create(ctx, p, req.GetHosts(), req.GetRole(),
-			durationOf(req.GetDurationMs()), req.GetReason())
+		return s.c.Access.Create(ctx, p, askIn(req), req.GetDryRun())
 	})
 	return &apiv1.CreateRequestResponse{Request: r}, err
+}
+
+// askIn is what a call asks for; who asks is the caller.
+func askIn(req *apiv1.CreateRequestRequest) request.Ask {
+	a := request.Ask{
+		Role: req.GetRole(), Hosts: req.GetHosts(), Duration: durationOf(req.GetDurationMs()),
+		Reason: req.GetReason(), Ticket: req.GetTicket(), SingleUse: req.GetSingleUse(),
+		Emergency: req.GetEmergency(), Start: timeOf(req.GetStartEarliestMs()),
+		Selector: req.GetSelector(),
+	}
+	for _, w := range req.GetWindows() {
+		a.Windows = append(a.Windows, request.Span{Start: timeOf(w.GetStartMs()), End: timeOf(w.GetEndMs())})
+	}
+	return a
+}
+
+// Edit implements curfew.api.v1.Access.
+func (s *Server) Edit(ctx context.Context, req *apiv1.EditRequest) (*apiv1.EditResponse, error) {
+	in := req.GetAsk()
+	if len(in.GetHosts()) > maxHostsAsked || len(in.GetWindows()) > maxHostsAsked {
+		return nil, reason.Limit("the request names %d hosts and %d windows", len(in.GetHosts()),
+			len(in.GetWindows()))
+	}
+	r, err := s.deed(ctx, func(p identity.Person) (*request.Request, error) {
+		return s.c.Access.Edit(ctx, p, req.GetId(), req.GetRevision(), func(a *request.Ask) {
+			edit(a, askIn(in))
+		})
+	})
+	return &apiv1.EditResponse{Request: r}, err
+}
+
+// edit replaces what a change says; what it leaves out stays.
+func edit(a *request.Ask, change request.Ask) {
+	if len(change.Hosts)+len(change.Selector) > 0 {
+		a.Hosts, a.Selector = change.Hosts, change.Selector
+	}
+	if change.Role != "" {
+		a.Role = change.Role
+	}
+	if change.Reason != "" {
+		a.Reason = change.Reason
+	}
+	if change.Ticket != "" {
+		a.Ticket = change.Ticket
+	}
+	switch {
+	case len(change.Windows) > 0:
+		a.Windows, a.Duration, a.Start = change.Windows, 0, time.Time{}
+	case change.Duration != 0 || !change.Start.IsZero():
+		a.Windows = nil
+		if change.Duration != 0 {
+			a.Duration = change.Duration
+		}
+		if !change.Start.IsZero() {
+			a.Start = change.Start
+		}
+	}
+	a.SingleUse = a.SingleUse || change.SingleUse
+}
+
+// ReviewEmergency implements curfew.api.v1.Access.
+func (s *Server) ReviewEmergency(
+	ctx context.Context, req *apiv1.ReviewEmergencyRequest,
+) (*apiv1.ReviewEmergencyResponse, error) {
+	r, err := s.deed(ctx, func(p identity.Person) (*request.Request, error) {
+		return s.c.Access.Review(ctx, p, req.GetId(), req.GetJustified(), req.GetComment())
+	})
+	return &apiv1.ReviewEmergencyResponse{Request: r}, err
 }
 
 // GetRequest implements curfew.api.v1.Access.

@@ -11,6 +11,7 @@ import (
 	"github.com/curfew-access/curfew/controlplane/request"
 	"github.com/curfew-access/curfew/internal/grant"
 	apiv1 "github.com/curfew-access/curfew/proto/curfew/api/v1"
+	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
 var states = map[request.State]apiv1.RequestState{
@@ -41,6 +42,7 @@ func (s *Server) request(ctx context.Context, r *request.Request) (*apiv1.Reques
 	if r.Extending() {
 		out.Reason = rev.Reason
 	}
+	decidedBy(out, rev)
 	ids := make([]grant.HostID, 0, len(r.Hosts))
 	for _, h := range r.Hosts {
 		out.Hosts = append(out.Hosts, h.Name)
@@ -52,6 +54,14 @@ func (s *Server) request(ctx context.Context, r *request.Request) (*apiv1.Reques
 				Approver: d.Approver, Approved: d.Approved && !d.Void, Reason: d.Reason,
 				AtMs: msOf(d.At), Revision: d.Revision,
 			})
+		}
+	}
+	if v := r.Review; v != nil {
+		out.ReviewDue = r.ReviewDue()
+		if !out.GetReviewDue() {
+			out.Review = &apiv1.Review{
+				Reviewer: v.By, Justified: v.Justified, Comment: v.Comment, AtMs: msOf(v.At),
+			}
 		}
 	}
 	if r.InForce == 0 {
@@ -72,10 +82,26 @@ func (s *Server) request(ctx context.Context, r *request.Request) (*apiv1.Reques
 	return out, nil
 }
 
+// decidedBy says what the policy demanded of a revision, and by which rule.
+func decidedBy(out *apiv1.Request, rev *request.Revision) {
+	out.Rule, out.PolicyHash, out.StandingRule = rev.Rule, rev.PolicyHash, rev.Standing
+	for _, n := range rev.Needs {
+		out.Needs = append(out.Needs, &curfewv1.Need{Group: n.Group, Approvals: n.Approvals})
+	}
+	terms, err := grant.ParseTerms(rev.Terms)
+	if err != nil {
+		return // the terms are shown as they are
+	}
+	out.Emergency, out.SingleUse, out.Windows = terms.GetEmergency(), terms.GetSingleUse(), terms.GetWindows()
+	out.FirstUse = terms.GetStartMode() == curfewv1.StartMode_START_MODE_FIRST_USE
+	out.StartEarliestMs = terms.GetStartEarliestMs()
+}
+
 func grantOut(g access.Grant) *apiv1.HostGrant {
 	ended := g.HostEnded
-	if ended.IsZero() && !g.Live && g.Confirmed.IsZero() {
-		ended = g.EndedAt // the host never had it
+	never := g.Confirmed.IsZero() || g.Status == curfewv1.GrantStatus_GRANT_STATUS_REJECTED
+	if ended.IsZero() && !g.Live && never {
+		ended = g.EndedAt // the host never opened it, so it tells of no end
 	}
 	return &apiv1.HostGrant{
 		GrantId: g.ID[:], HostId: g.Host[:], HostName: g.HostName, Status: g.Status, Detail: g.Detail,
@@ -93,9 +119,10 @@ func (s *Server) host(h access.Host) *apiv1.Host {
 	}
 	health, known := s.c.Hub.Health(h.ID)
 	if !known {
+		out.Problems = h.Alarms(0)
 		return out
 	}
-	out.Connected, out.Problems = health.Connected, health.Problems
+	out.Connected, out.Problems = health.Connected, append(h.Alarms(health.Codes.Open), health.Problems...)
 	if health.LastSeen.After(h.LastSeen) {
 		out.LastSeenMs = msOf(health.LastSeen)
 	}
@@ -111,8 +138,14 @@ func (s *Server) host(h access.Host) *apiv1.Host {
 func userOut(u identity.User) *apiv1.User {
 	return &apiv1.User{
 		Name: u.Name, Uid: u.UID, Admin: u.Admin, Disabled: u.Disabled, SshKeys: u.SSHKeys,
-		Groups: u.Groups,
+		Groups: u.Groups, Email: &u.Email, Manager: &u.Manager, Auditor: u.Auditor,
+		VerifyRequired: &u.VerifyRequired,
+		Kind:           string(u.Kind), Source: string(u.Source), DisabledBy: string(u.DisabledBy),
 	}
+}
+
+func groupOut(g identity.Group) *apiv1.Group {
+	return &apiv1.Group{Name: g.Name, Members: g.Members, Source: string(g.Source)}
 }
 
 func roleOut(r *policy.Role) *apiv1.Role {

@@ -2,8 +2,13 @@ package api
 
 import (
 	"context"
+	"time"
 
+	"github.com/curfew-access/curfew/controlplane/access"
 	"github.com/curfew-access/curfew/controlplane/identity"
+	"github.com/curfew-access/curfew/controlplane/reason"
+	"github.com/curfew-access/curfew/controlplane/watch"
+	"github.com/curfew-access/curfew/internal/grant"
 	apiv1 "github.com/curfew-access/curfew/proto/curfew/api/v1"
 )
 
@@ -15,9 +20,14 @@ func (s *Server) PutUser(
 	if err != nil {
 		return nil, err
 	}
-	u, err := s.c.Access.PutUser(ctx, p, identity.User{
-		Name: req.GetUser().GetName(), Admin: req.GetUser().GetAdmin(),
-		Disabled: req.GetUser().GetDisabled(), SSHKeys: req.GetUser().GetSshKeys(),
+	in := req.GetUser()
+	if in == nil {
+		return nil, reason.Invalid("no user is given")
+	}
+	u, err := s.c.Access.PutUser(ctx, p, identity.Edit{
+		Name: in.GetName(), Admin: in.GetAdmin(), Auditor: in.GetAuditor(), Disabled: in.GetDisabled(),
+		SSHKeys: in.GetSshKeys(), Email: in.Email, Manager: in.Manager,
+		VerifyRequired: in.VerifyRequired,
 	}, req.GetCreateOnly())
 	return &apiv1.PutUserResponse{User: userOut(u)}, err
 }
@@ -56,8 +66,9 @@ func (s *Server) PutGroup(
 	}
 	g, err := s.c.Identity.PutGroup(ctx, p.Name, identity.Group{
 		Name: req.GetGroup().GetName(), Members: req.GetGroup().GetMembers(),
+		Source: identity.Source(req.GetGroup().GetSource()),
 	})
-	return &apiv1.PutGroupResponse{Group: &apiv1.Group{Name: g.Name, Members: g.Members}}, err
+	return &apiv1.PutGroupResponse{Group: groupOut(g)}, err
 }
 
 // DeleteGroup implements curfew.api.v1.Directory.
@@ -78,7 +89,7 @@ func (s *Server) ListGroups(
 	groups, err := s.c.Identity.Groups(ctx)
 	resp := &apiv1.ListGroupsResponse{}
 	for _, g := range groups {
-		resp.Groups = append(resp.Groups, &apiv1.Group{Name: g.Name, Members: g.Members})
+		resp.Groups = append(resp.Groups, groupOut(g))
 	}
 	return resp, err
 }
@@ -129,11 +140,63 @@ func (s *Server) RemoveHost(
 	if err != nil {
 		return nil, err
 	}
-	h, err := s.c.Access.RemoveHost(ctx, p, req.GetName())
-	if err == nil {
-		s.c.Hub.Drop(h.ID, "this host was removed by an admin")
+	// Listening begins before the removal, so that nothing of the host's answer is missed.
+	sub := s.c.Bell.Subscribe(watchDepth)
+	defer sub.Close()
+	r, err := s.c.Access.RemoveHost(ctx, p, req.GetName(), s.reach, req.GetForce())
+	if err != nil {
+		return nil, err
 	}
-	return &apiv1.RemoveHostResponse{}, err
+	parting, err := s.awaitParting(ctx, sub, r.Host)
+	if err != nil {
+		return nil, err
+	}
+	out := &apiv1.RemoveHostResponse{
+		Told: parting.Told, Ended: r.Ended, Left: parting.Left, CodesOut: uint32(r.CodesOut),
+	}
+	if !parting.Told {
+		out.Left, out.OpensUntilMs, out.RunsUntilMs = r.Ended, msOf(r.OpensUntil), msOf(r.RunsUntil)
+	}
+	return out, nil
+}
+
+// partingWait is how long the removal of a connected host waits for the host to have ended everything;
+// processes take two seconds, a look over large disks longer.
+const partingWait = 15 * time.Second
+
+// awaitParting waits until a removed host has ended everything, while it is there to do so.
+func (s *Server) awaitParting(
+	ctx context.Context, sub *watch.Subscription, id grant.HostID,
+) (access.Parting, error) {
+	limit := time.NewTimer(partingWait)
+	defer limit.Stop()
+	for {
+		parting, err := s.c.Access.Parting(ctx, id)
+		health, _ := s.c.Hub.Health(id)
+		if err != nil || parting.Told && len(parting.Left) == 0 || !health.Connected {
+			return parting, err
+		}
+		select {
+		case <-ctx.Done():
+			return parting, ctx.Err()
+		case <-limit.C:
+			return parting, nil
+		case _, ok := <-sub.C:
+			if !ok {
+				return parting, nil // what is known is said; the host parts by itself
+			}
+		}
+	}
+}
+
+// reach is what the hub knows of the way to a host.
+func (s *Server) reach(id grant.HostID) access.Reach {
+	health, seen := s.c.Hub.Health(id)
+	heard := s.c.Now()
+	if seen && !health.Connected {
+		heard = health.LastSeen
+	}
+	return access.Reach{Connected: health.Connected, Lease: heard.Add(s.c.Lease)}
 }
 
 // LabelHost implements curfew.api.v1.Directory.
@@ -149,12 +212,4 @@ func (s *Server) LabelHost(
 		return nil, err
 	}
 	return &apiv1.LabelHostResponse{Host: s.host(h)}, nil
-}
-
-// GetTrust implements curfew.api.v1.Directory.
-func (s *Server) GetTrust(
-	ctx context.Context, _ *apiv1.GetTrustRequest,
-) (*apiv1.GetTrustResponse, error) {
-	row, unsigned, err := s.c.Identity.TrustNow(ctx)
-	return &apiv1.GetTrustResponse{Envelope: row.Envelope, Unsigned: unsigned}, err
 }

@@ -25,6 +25,9 @@ var grpcCodes = map[apiv1.Code]codes.Code{
 	apiv1.Code_CODE_INTERNAL:  codes.Internal,
 }
 
+// Fail is what crosses the wire of an error that its call met outside of this package.
+func (s *Server) Fail(method string, err error) error { return s.status(method, err) }
+
 // status is what crosses the wire of an error: a reason; a status that a handler made; or "internal
 // error" with a reference, and the rest in the log alone.
 func (s *Server) status(method string, err error) error {

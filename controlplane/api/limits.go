@@ -23,6 +23,12 @@ var (
 	signInCalls = map[string]bool{
 		apiv1.SignIn_Challenge_FullMethodName: true,
 		apiv1.SignIn_Login_FullMethodName:     true,
+
+		apiv1.Identity_Methods_FullMethodName:       true,
+		apiv1.Identity_LoginOIDC_FullMethodName:     true,
+		apiv1.Identity_StartDevice_FullMethodName:   true,
+		apiv1.Identity_FinishDevice_FullMethodName:  true,
+		apiv1.Identity_LoginWorkload_FullMethodName: true,
 	}
 )
 

@@ -12,6 +12,7 @@ import (
 	"github.com/curfew-access/curfew/controlplane/access"
 	"github.com/curfew-access/curfew/controlplane/identity"
 	"github.com/curfew-access/curfew/controlplane/reason"
+	"github.com/curfew-access/curfew/controlplane/rollout"
 	"github.com/curfew-access/curfew/controlplane/stream"
 	"github.com/curfew-access/curfew/controlplane/watch"
 	"github.com/curfew-access/curfew/internal/grant"
@@ -22,7 +23,7 @@ import (
 type Hub interface {
 	Health(id grant.HostID) (stream.Health, bool)
 	Sessions(requestID string, hosts ...grant.HostID) []stream.HostSession
-	Drop(id grant.HostID, why string)
+	RenewCodes(id grant.HostID)
 }
 
 // Tokens makes join tokens; *enrol.Service is the one.
@@ -35,41 +36,54 @@ type Tokens interface {
 type Config struct {
 	Identity *identity.Service
 	Access   *access.Service
+	Rollouts *rollout.Service
 	Hub      Hub
 	Tokens   Tokens
 	// HostOf returns the host that the call's client certificate names; an error for people.
 	HostOf func(ctx context.Context) (grant.HostID, error)
 	Bell   *watch.Bell
 	// URL is the HOST:PORT that hosts and people dial.
-	URL     string
-	Version string
-	Now     func() time.Time
-	Log     hclog.Logger
+	URL string
+	// Lease is how long a host opens something new after it was last heard.
+	Lease time.Duration
+	// Authorities are the CAs that people shall accept the control plane by, in DER.
+	Authorities [][]byte
+	Version     string
+	Now         func() time.Time
+	Log         hclog.Logger
 }
 
-// Server answers SignIn, Access and Directory.
+// Server answers SignIn, Access, Directory, BreakGlass, Rollouts, Policy and Identity.
 type Server struct {
 	apiv1.UnimplementedSignInServer
 	apiv1.UnimplementedAccessServer
 	apiv1.UnimplementedDirectoryServer
+	apiv1.UnimplementedPolicyServer
+	apiv1.UnimplementedIdentityServer
+	apiv1.UnimplementedBreakGlassServer
+	apiv1.UnimplementedRolloutsServer
 	c      Config
 	limits *limits
 }
 
 // New checks the configuration.
 func New(c Config) (*Server, error) {
-	if c.Identity == nil || c.Access == nil || c.Hub == nil || c.Tokens == nil || c.HostOf == nil ||
+	if c.Identity == nil || c.Access == nil || c.Rollouts == nil || c.Hub == nil || c.Tokens == nil || c.HostOf == nil ||
 		c.Bell == nil || c.Now == nil || c.Log == nil {
 		return nil, errors.New("api: a part is missing")
 	}
 	return &Server{c: c, limits: newLimits()}, nil
 }
 
-// Register adds the three services to a gRPC server.
+// Register adds the services to a gRPC server.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	apiv1.RegisterSignInServer(r, s)
 	apiv1.RegisterAccessServer(r, s)
 	apiv1.RegisterDirectoryServer(r, s)
+	apiv1.RegisterPolicyServer(r, s)
+	apiv1.RegisterIdentityServer(r, s)
+	apiv1.RegisterBreakGlassServer(r, s)
+	apiv1.RegisterRolloutsServer(r, s)
 }
 
 // Challenge implements curfew.api.v1.SignIn.
@@ -86,7 +100,7 @@ func (s *Server) Challenge(
 func (s *Server) Login(ctx context.Context, req *apiv1.LoginRequest) (*apiv1.LoginResponse, error) {
 	session, err := s.c.Identity.Login(ctx, identity.Login{
 		User: req.GetUser(), Challenge: req.GetChallenge(), SessionKey: req.GetSessionPublicKey(),
-		SSHSig: req.GetSshsig(),
+		SSHSig: req.GetSshsig(), Device: req.GetDevice(), Address: address(ctx),
 	})
 	return &apiv1.LoginResponse{ExpiresMs: msOf(session.Expires)}, err
 }
@@ -107,6 +121,9 @@ func (s *Server) WhoAmI(ctx context.Context, _ *apiv1.WhoAmIRequest) (*apiv1.Who
 		return nil, err
 	}
 	roles := []string{"user"}
+	if p.Auditor {
+		roles = []string{"auditor"}
+	}
 	if p.Approver {
 		roles = append(roles, "approver")
 	}
@@ -115,7 +132,7 @@ func (s *Server) WhoAmI(ctx context.Context, _ *apiv1.WhoAmIRequest) (*apiv1.Who
 	}
 	return &apiv1.WhoAmIResponse{
 		User: p.Name, Organisation: s.c.Identity.Organisation(), ApiRoles: roles, Groups: p.Groups,
-		SessionExpiresMs: msOf(p.Session.Expires), Version: s.c.Version,
+		SessionExpiresMs: msOf(p.Session.Expires), Version: s.c.Version, Authorities: s.c.Authorities,
 	}, nil
 }
 
@@ -138,6 +155,14 @@ func msOf(t time.Time) int64 {
 		return 0
 	}
 	return t.UnixMilli()
+}
+
+// timeOf is msOf's reverse.
+func timeOf(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms)
 }
 
 func durationOf(ms int64) time.Duration {

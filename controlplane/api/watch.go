@@ -52,7 +52,7 @@ func (s *Server) WatchRequests(
 	// Listening begins before the first look, so that nothing falls between.
 	sub := s.c.Bell.Subscribe(watchDepth)
 	defer sub.Close()
-	p, err := personOf(ctx)
+	p, err := s.still(ctx) // anew: the session may have ended before anybody listened
 	if err != nil {
 		return err
 	}

@@ -15,20 +15,33 @@ import (
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
-// MayDecide says whether a person may approve or deny a revision: enabled, in the approver group, and
-// not the one who asked.
-func MayDecide(p identity.User, r *request.Request, rev *request.Revision) error {
+// MayDecide says whether a person may approve or deny a revision: enabled, in a group that it needs or
+// the requester's manager where it needs that one, and not the one who asked.
+func MayDecide(p identity.User, r *request.Request, rev *request.Revision, manager string) error {
 	switch {
 	case p.Disabled:
 		return reason.Denied("user %s is disabled", p.Name)
+	case p.Auditor || p.Kind == identity.KindWorkload:
+		return reason.Denied("%s decides nothing: it is an auditor or a workload", p.Name)
 	case p.Name == r.Requester:
 		return reason.Denied("nobody decides on their own request").
-			WithHint("ask somebody else of group %s", rev.Group)
-	case !slices.Contains(p.Groups, rev.Group):
-		return reason.Denied("request %s is decided by group %s, and %s is not in it",
-			r.ID, rev.Group, p.Name)
+			WithHint("ask somebody else: it needs %s", grant.NeedsText(rev.Needs))
+	case len(Counts(p, rev, manager)) == 0:
+		return reason.Denied("request %s needs %s, and %s is not among them", r.ID,
+			grant.NeedsText(rev.Needs), p.Name)
 	}
 	return nil
+}
+
+// Counts are the groups of a revision's needs for which a person counts; manager is the requester's.
+func Counts(p identity.User, rev *request.Revision, manager string) []string {
+	var groups []string
+	for _, n := range rev.Needs {
+		if n.Group == grant.GroupManager && p.Name == manager || slices.Contains(p.Groups, n.Group) {
+			groups = append(groups, n.Group)
+		}
+	}
+	return groups
 }
 
 // Verify checks one approval over the exact terms of a revision, as hosts will.
@@ -71,5 +84,9 @@ func Count(t *grant.Trust, rev *request.Revision) (held int, enough bool, err er
 		}
 		valid = append(valid, a)
 	}
-	return len(valid), grant.CheckQuorum(t, terms, rev.Terms, valid) == nil, nil
+	hosts, err := grant.HostsOf(terms)
+	if err != nil {
+		return 0, false, err
+	}
+	return len(valid), grant.CheckQuorum(t, terms, rev.Terms, hosts, valid) == nil, nil
 }

@@ -52,6 +52,10 @@ const (
 type Authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
+	// next takes its place one day; nil for none. old are those whose place it took and that still count
+	// for hosts.
+	next *x509.Certificate
+	old  []*x509.Certificate
 
 	mu sync.Mutex // guards server
 	// server is the newest server certificate; its key never leaves this process.
@@ -64,13 +68,23 @@ func CreateAuthority(dir, organisation string, now time.Time) (*Authority, error
 	if err := grant.CheckOrganisation(organisation); err != nil {
 		return nil, fmt.Errorf("creating the CA: %w", err)
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	der, key, err := writeAuthority(dir, CAKeyFile, CACertFile, organisation, now)
 	if err != nil {
-		return nil, fmt.Errorf("drawing the CA's key: %w", err)
+		return nil, err
+	}
+	return newAuthority(der, key)
+}
+
+// writeAuthority draws a CA and writes its two files.
+func writeAuthority(dir, keyName, certName, organisation string, now time.Time) (
+	der []byte, key *ecdsa.PrivateKey, err error,
+) {
+	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		return nil, nil, fmt.Errorf("drawing the CA's key: %w", err)
 	}
 	serial, err := newSerial()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	template := &x509.Certificate{
 		SerialNumber: serial,
@@ -79,28 +93,46 @@ func CreateAuthority(dir, organisation string, now time.Time) (*Authority, error
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
 		KeyUsage: x509.KeyUsageCertSign,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	der, err = x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
-		return nil, fmt.Errorf("making the CA's certificate: %w", err)
+		return nil, nil, fmt.Errorf("making the CA's certificate: %w", err)
 	}
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return nil, fmt.Errorf("encoding the CA's key: %w", err)
+		return nil, nil, fmt.Errorf("encoding the CA's key: %w", err)
 	}
-	err = writeNew(filepath.Join(dir, CAKeyFile), 0o600, "PRIVATE KEY", keyDER)
+	err = writeNew(filepath.Join(dir, keyName), 0o600, "PRIVATE KEY", keyDER)
 	if err == nil {
-		err = writeNew(filepath.Join(dir, CACertFile), 0o644, "CERTIFICATE", der)
+		err = writeNew(filepath.Join(dir, certName), 0o644, "CERTIFICATE", der)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("writing the CA: %w", err)
+		return nil, nil, fmt.Errorf("writing the CA: %w", err)
 	}
-	return newAuthority(der, key)
+	return der, key, nil
 }
 
 // LoadAuthority reads the CA from dir. It refuses a key that others can read and a key that is not
 // the certificate's.
 func LoadAuthority(dir string) (*Authority, error) {
-	path := filepath.Join(dir, CAKeyFile)
+	if err := finishSwitch(dir); err != nil {
+		return nil, fmt.Errorf("loading the CA: %w", err)
+	}
+	key, err := readAuthorityKey(filepath.Join(dir, CAKeyFile))
+	if err != nil {
+		return nil, err
+	}
+	der, err := readPEM(filepath.Join(dir, CACertFile), "CERTIFICATE")
+	if err != nil {
+		return nil, fmt.Errorf("loading the CA: %w", err)
+	}
+	a, err := newAuthority(der, key)
+	if err != nil {
+		return nil, err
+	}
+	return a, a.loadOthers(dir)
+}
+
+func readAuthorityKey(path string) (*ecdsa.PrivateKey, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("loading the CA: %w", err)
@@ -121,11 +153,7 @@ func LoadAuthority(dir string) (*Authority, error) {
 	if !ok {
 		return nil, fmt.Errorf("CA key %s is not an ECDSA key", path)
 	}
-	der, err := readPEM(filepath.Join(dir, CACertFile), "CERTIFICATE")
-	if err != nil {
-		return nil, fmt.Errorf("loading the CA: %w", err)
-	}
-	return newAuthority(der, key)
+	return key, nil
 }
 
 func newAuthority(der []byte, key *ecdsa.PrivateKey) (*Authority, error) {
@@ -224,6 +252,16 @@ func (a *Authority) SignHost(
 	return cert, nil
 }
 
+// ServerCertificateEnd is when the present server certificate ends; zero before there is one.
+func (a *Authority) ServerCertificateEnd() time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.server == nil {
+		return time.Time{}
+	}
+	return a.server.Leaf.NotAfter
+}
+
 func (a *Authority) sign(template *x509.Certificate, pub any) (*x509.Certificate, error) {
 	serial, err := newSerial()
 	if err != nil {
@@ -278,6 +316,9 @@ func clientCertificate(ctx context.Context) *x509.Certificate {
 func (a *Authority) verifyHost(cert *x509.Certificate, now time.Time) (grant.HostID, error) {
 	roots := x509.NewCertPool()
 	roots.AddCert(a.cert)
+	for _, old := range a.old {
+		roots.AddCert(old)
+	}
 	_, err := cert.Verify(x509.VerifyOptions{
 		Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
@@ -309,11 +350,7 @@ func writeNew(path string, mode os.FileMode, block string, der []byte) error {
 	if err != nil {
 		return err
 	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return syncDir(filepath.Dir(path))
 }
 
 func readPEM(path, block string) ([]byte, error) {

@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
 
+	"github.com/curfew-access/curfew/controlplane/enrol/cloud"
 	"github.com/curfew-access/curfew/controlplane/reason"
 	"github.com/curfew-access/curfew/internal/grant"
 	"github.com/curfew-access/curfew/internal/join"
@@ -40,6 +41,11 @@ type Config struct {
 	Authority    *Authority
 	Organisation string
 	Now          func() time.Time
+	// Enrolled is told of each new host, for what names hosts; nil for nobody. It must not fail the
+	// enrolment.
+	Enrolled func(ctx context.Context, name string)
+	// Cloud says which instances of clouds may join without a token; nil: none.
+	Cloud *cloud.Verifier
 	// Rand draws tokens; nil takes crypto/rand.
 	Rand io.Reader
 	Log  hclog.Logger
@@ -50,12 +56,14 @@ type Service struct {
 	apiv1.UnimplementedEnrolmentServer
 	store     Store
 	authority *Authority
+	cloud     *cloud.Verifier
 	org       string
 	now       func() time.Time
 	rand      io.Reader
 	log       hclog.Logger
-	// tries counts failed enrolments by peer address, renewals by host id.
-	tries, renewals *limiter
+	enrolled  func(ctx context.Context, name string)
+	// tries counts failed enrolments by peer address, renewals and questions for the CAs by host id.
+	tries, renewals, asking *limiter
 }
 
 // New checks the configuration.
@@ -69,9 +77,13 @@ func New(c Config) (*Service, error) {
 	if c.Rand == nil {
 		c.Rand = rand.Reader
 	}
+	if c.Enrolled == nil {
+		c.Enrolled = func(context.Context, string) {}
+	}
 	return &Service{
-		store: c.Store, authority: c.Authority, org: c.Organisation, now: c.Now, rand: c.Rand,
-		log: c.Log, tries: newLimiter(maxTries, tryEvery), renewals: newLimiter(maxTries, tryEvery),
+		enrolled: c.Enrolled, store: c.Store, authority: c.Authority, org: c.Organisation, now: c.Now, rand: c.Rand,
+		cloud: c.Cloud, log: c.Log, tries: newLimiter(maxTries, tryEvery), renewals: newLimiter(maxTries, tryEvery),
+		asking: newLimiter(maxTries, tryEvery),
 	}, nil
 }
 

@@ -1,6 +1,7 @@
 package enrol
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/subtle"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/curfew-access/curfew/controlplane/enrol/cloud"
 	"github.com/curfew-access/curfew/controlplane/reason"
 	"github.com/curfew-access/curfew/internal/grant"
 	"github.com/curfew-access/curfew/internal/join"
@@ -26,7 +28,7 @@ import (
 
 const newTokenHint = "ask an admin for a new token; a token works once and for 30 minutes"
 
-// Enrol implements curfew.api.v1.Enrolment: it makes the caller a host, once per token.
+// Enrol implements curfew.api.v1.Enrolment: it makes the caller a host, once per token or instance.
 func (s *Service) Enrol(
 	ctx context.Context, req *apiv1.EnrolRequest,
 ) (*apiv1.EnrolResponse, error) {
@@ -49,10 +51,11 @@ func (s *Service) Enrol(
 func (s *Service) enrol(
 	ctx context.Context, req *apiv1.EnrolRequest, now time.Time,
 ) (*apiv1.EnrolResponse, error) {
-	if _, err := join.ParseToken(req.GetToken()); err != nil {
-		return nil, reason.Denied("%v", err).WithHint(newTokenHint)
+	message, err := s.signedMessage(req)
+	if err != nil {
+		return nil, err
 	}
-	host, csr, err := s.candidate(req, now)
+	host, csr, err := candidate(req, message, now)
 	if err != nil {
 		return nil, reason.Invalid("%v", err)
 	}
@@ -65,25 +68,87 @@ func (s *Service) enrol(
 	if err != nil {
 		return nil, err
 	}
-	host.CertificateEnds = cert.NotAfter
-	hash := join.TokenHash(req.GetToken())
-	decide := func(t JoinToken) (Host, trail.Record, error) {
-		h, err := admit(host, t, hash, now)
-		host.Name = h.Name
-		return h, enrolRecord(h, t, now), err
+	host.CertificateEnds, host.CertifiedBy = cert.NotAfter, Name(s.authority.Certificate())
+	if req.GetCloud() != nil {
+		host, err = s.enrolInstance(ctx, req.GetCloud(), host, now)
+	} else {
+		host, err = s.enrolByToken(ctx, join.TokenHash(req.GetToken()), host, now)
 	}
-	if err := s.store.EnrolHost(ctx, hash, decide); err != nil {
+	if err != nil {
 		return nil, enrolReason(err, host)
 	}
+	s.enrolled(ctx, host.Name)
 	return &apiv1.EnrolResponse{
 		HostId: host.ID[:], Name: host.Name, Organisation: s.org, Certificate: cert.Raw,
 		CaCertificate: s.authority.Certificate().Raw, TrustEnvelope: trust,
 	}, nil
 }
 
-// candidate checks all that can be checked without the token at rest.
-func (s *Service) candidate(
-	req *apiv1.EnrolRequest, now time.Time,
+// signedMessage is what the root half must have signed: it ties its key to what admits it.
+func (s *Service) signedMessage(req *apiv1.EnrolRequest) ([]byte, error) {
+	word := req.GetCloud()
+	if word == nil {
+		if _, err := join.ParseToken(req.GetToken()); err != nil {
+			return nil, reason.Denied("%v", err).WithHint(newTokenHint)
+		}
+		return join.Message(req.GetToken(), req.GetCsr()), nil
+	}
+	switch {
+	case req.GetToken() != "":
+		return nil, reason.Invalid("a token and a cloud's word: want one of them")
+	case len(word.GetDocument()) > join.MaxDocument:
+		return nil, reason.Invalid("identity document of %d bytes; at most %d", len(word.GetDocument()),
+			join.MaxDocument)
+	}
+	return join.CloudMessage(s.authority.Pin(), word.GetProvider(), word.GetDocument(),
+		req.GetCsr()), nil
+}
+
+// enrolByToken spends the token for the host.
+func (s *Service) enrolByToken(
+	ctx context.Context, hash [32]byte, host Host, now time.Time,
+) (Host, error) {
+	err := s.store.EnrolHost(ctx, hash, func(t JoinToken) (Host, trail.Record, error) {
+		h, err := admit(host, t, hash, now)
+		host.Name = h.Name
+		return h, enrolRecord(h, map[string]string{"token_by": t.CreatedBy}, now), err
+	})
+	return host, err
+}
+
+// enrolInstance admits the host by its cloud's word, once for each instance.
+func (s *Service) enrolInstance(
+	ctx context.Context, word *apiv1.CloudIdentity, h Host, now time.Time,
+) (Host, error) {
+	for _, name := range cloud.Reserved {
+		if _, claimed := h.Labels[name]; claimed {
+			return h, reason.Invalid("the label %s is the control plane's to set, from what the cloud says",
+				name)
+		}
+	}
+	binding := join.CloudBinding(s.authority.Pin(), h.RootKey)
+	i, err := s.cloud.Verify(ctx, word.GetProvider(), word.GetDocument(), binding, now)
+	if err != nil {
+		return h, err
+	}
+	if h.Name == "" {
+		h.Name = cmp.Or(i.Name, i.ID)
+	}
+	if err := grant.CheckHostName(h.Name); err != nil {
+		return h, reason.Invalid("%v", err).WithHint("say another name: curfew-agent join --name")
+	}
+	h.Address = cmp.Or(h.Address, h.Name)
+	if h.Labels, err = withLabels(h.Labels, i.Labels()); err != nil {
+		return h, err
+	}
+	return h, s.store.EnrolInstance(ctx, i.Key(), h, enrolRecord(h, map[string]string{
+		"joined_by": i.Provider + " instance " + i.ID + " of " + i.Account,
+	}, now))
+}
+
+// candidate checks all that can be checked without what is at rest.
+func candidate(
+	req *apiv1.EnrolRequest, message []byte, now time.Time,
 ) (Host, *x509.CertificateRequest, error) {
 	if len(req.GetRootPublicKey()) != ed25519.PublicKeySize {
 		return Host{}, nil, fmt.Errorf("root public key of %d bytes, want %d",
@@ -94,7 +159,7 @@ func (s *Service) candidate(
 	if err != nil {
 		return Host{}, nil, err
 	}
-	if !ed25519.Verify(root, join.Message(req.GetToken(), req.GetCsr()), req.GetSignature()) {
+	if !ed25519.Verify(root, message, req.GetSignature()) {
 		return Host{}, nil, errors.New("the root half's signature does not verify")
 	}
 	if req.GetName() != "" {
@@ -143,22 +208,25 @@ func admit(h Host, t JoinToken, hash [32]byte, now time.Time) (Host, error) {
 	if h.Address == "" {
 		h.Address = h.Name
 	}
-	labels := make(map[string]string, len(h.Labels)+len(t.Labels))
-	maps.Copy(labels, h.Labels)
-	maps.Copy(labels, t.Labels)
-	if len(labels) > maxLabels {
-		return h, reason.Invalid("%d labels; at most %d", len(labels), maxLabels)
-	}
-	h.Labels = labels
-	return h, nil
+	var err error
+	h.Labels, err = withLabels(h.Labels, t.Labels)
+	return h, err
 }
 
-func enrolRecord(h Host, t JoinToken, now time.Time) trail.Record {
-	details := labelDetails(h.Labels)
-	if details == nil {
-		details = make(map[string]string)
+// withLabels adds to what a machine says of itself what is known better.
+func withLabels(said, known map[string]string) (map[string]string, error) {
+	labels := make(map[string]string, len(said)+len(known))
+	maps.Copy(labels, said)
+	maps.Copy(labels, known)
+	if len(labels) > maxLabels {
+		return nil, reason.Invalid("%d labels; at most %d", len(labels), maxLabels)
 	}
-	details["address"], details["token_by"] = h.Address, t.CreatedBy
+	return labels, nil
+}
+
+func enrolRecord(h Host, details map[string]string, now time.Time) trail.Record {
+	maps.Copy(details, labelDetails(h.Labels))
+	details["address"] = h.Address
 	// Readers of the trail check this host's later events under it.
 	details["root_key"] = base64.StdEncoding.EncodeToString(h.RootKey)
 	return trail.Record{
@@ -173,6 +241,9 @@ func enrolReason(err error, h Host) error {
 		return reason.Denied("the join token is not known here").WithHint(newTokenHint)
 	case errors.Is(err, ErrTokenUsed):
 		return reason.Denied("the join token was used already").WithHint(newTokenHint)
+	case errors.Is(err, ErrInstanceKnown):
+		return reason.Denied("this instance has joined before: a cloud's word is good once for each").
+			WithHint("%s", cloud.TokenHint)
 	case errors.Is(err, ErrNameTaken):
 		return reason.Conflict("a host named %s exists", h.Name).
 			WithHint("remove that host first, or choose another name")
@@ -207,15 +278,9 @@ func (s *Service) renew(
 	if !s.renewals.take(id.String(), now) {
 		return nil, reason.Limit("too many renewals of one host").WithHint("wait a minute")
 	}
-	host, err := s.store.EnrolledHost(ctx, id)
-	switch {
-	case errors.Is(err, ErrNoHost), err == nil && host.Removed:
-		return nil, reason.Denied("this host is not enrolled").WithHint("enrol it anew")
-	case err != nil:
-		return nil, fmt.Errorf("reading host %s for a renewal: %w", id, err)
-	case host.Refused != "":
-		return nil, reason.Denied("host %s is refused: %s", host.Name, host.Refused).
-			WithHint("enrol it anew")
+	host, err := s.servedHost(ctx, id)
+	if err != nil {
+		return nil, err
 	}
 	csr, err := parseCSR(req.GetCsr())
 	if err != nil {
@@ -230,11 +295,27 @@ func (s *Service) renew(
 	if err != nil {
 		return nil, err
 	}
-	if err := s.store.PutCertificateEnd(ctx, id, cert.NotAfter); err != nil {
+	err = s.store.PutCertificate(ctx, id, cert.NotAfter, Name(s.authority.Certificate()))
+	if err != nil {
 		return nil, fmt.Errorf("noting the renewal of host %s: %w", id, err)
 	}
 	s.log.Info("host certificate renewed", "host", host.Name, "ends", cert.NotAfter.UTC())
 	return cert, nil
+}
+
+// servedHost reads a host that is served.
+func (s *Service) servedHost(ctx context.Context, id grant.HostID) (Host, error) {
+	host, err := s.store.EnrolledHost(ctx, id)
+	switch {
+	case errors.Is(err, ErrNoHost), err == nil && host.Removed:
+		return host, reason.Denied("this host is not enrolled").WithHint("enrol it anew")
+	case err != nil:
+		return host, fmt.Errorf("reading host %s: %w", id, err)
+	case host.Refused != "":
+		return host, reason.Denied("host %s is refused: %s", host.Name, host.Refused).
+			WithHint("enrol it anew")
+	}
+	return host, nil
 }
 
 func (s *Service) renewingHost(

@@ -20,6 +20,8 @@ var (
 	ErrNameTaken = errors.New("host name is taken")
 	// ErrKeyKnown means that a host, removed or not, was enrolled with this root key.
 	ErrKeyKnown = errors.New("root key is enrolled already")
+	// ErrInstanceKnown means that this instance of a cloud has joined before.
+	ErrInstanceKnown = errors.New("cloud instance has joined already")
 	// ErrNoHost means that no host has this id.
 	ErrNoHost = errors.New("unknown host")
 )
@@ -50,6 +52,8 @@ type Host struct {
 	AgentVersion    string
 	EnrolledAt      time.Time
 	CertificateEnds time.Time
+	// CertifiedBy is the Name of the CA that its newest certificate is from; empty: not known.
+	CertifiedBy string
 	// Refused is why the host is not served; empty when it is.
 	Refused string
 	// Removed is true once an admin removed the host. Its key never enrols again.
@@ -70,11 +74,19 @@ type Store interface {
 		ctx context.Context, hash [32]byte, decide func(JoinToken) (Host, trail.Record, error),
 	) error
 
+	// EnrolInstance does, in ONE transaction: keep the instance's key for good (ErrInstanceKnown), insert
+	// the host (ErrNameTaken, ErrKeyKnown) and append the record. Any error rolls all of it back and is
+	// returned so that errors.Is finds it.
+	EnrolInstance(ctx context.Context, instance [32]byte, h Host, r trail.Record) error
+
 	// EnrolledHost returns a host by id, removed ones included; ErrNoHost.
 	EnrolledHost(ctx context.Context, id grant.HostID) (Host, error)
 
-	// PutCertificateEnd remembers when the host's newest certificate ends.
-	PutCertificateEnd(ctx context.Context, id grant.HostID, end time.Time) error
+	// PutCertificate remembers when the host's newest certificate ends and the Name of its CA.
+	PutCertificate(ctx context.Context, id grant.HostID, end time.Time, by string) error
+
+	// PutAccepted remembers the Names of the CAs that the host accepts the control plane by.
+	PutAccepted(ctx context.Context, id grant.HostID, names []string) error
 
 	// NewestTrust returns the newest signed trust envelope.
 	NewestTrust(ctx context.Context) ([]byte, error)

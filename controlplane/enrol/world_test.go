@@ -34,6 +34,9 @@ type memory struct {
 	hosts   map[grant.HostID]enrol.Host
 	records []trail.Record
 	trust   []byte
+	// instances have joined by their cloud's word.
+	instances map[[32]byte]bool
+	accepted  map[grant.HostID][]string
 }
 
 func (m *memory) PutJoinToken(_ context.Context, t enrol.JoinToken, r trail.Record) error {
@@ -61,6 +64,15 @@ func (m *memory) EnrolHost(
 	if !t.UsedAt.IsZero() {
 		return enrol.ErrTokenUsed
 	}
+	if err := m.insert(h, r); err != nil {
+		return err
+	}
+	t.UsedAt = h.EnrolledAt
+	m.tokens[hash] = t
+	return nil
+}
+
+func (m *memory) insert(h enrol.Host, r trail.Record) error {
 	if _, known := m.hosts[h.ID]; known {
 		return enrol.ErrKeyKnown
 	}
@@ -69,8 +81,22 @@ func (m *memory) EnrolHost(
 			return enrol.ErrNameTaken
 		}
 	}
-	t.UsedAt = h.EnrolledAt
-	m.tokens[hash], m.hosts[h.ID], m.records = t, h, append(m.records, r)
+	m.hosts[h.ID], m.records = h, append(m.records, r)
+	return nil
+}
+
+func (m *memory) EnrolInstance(
+	_ context.Context, instance [32]byte, h enrol.Host, r trail.Record,
+) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.instances[instance] {
+		return enrol.ErrInstanceKnown
+	}
+	if err := m.insert(h, r); err != nil {
+		return err
+	}
+	m.instances[instance] = true
 	return nil
 }
 
@@ -84,14 +110,23 @@ func (m *memory) EnrolledHost(_ context.Context, id grant.HostID) (enrol.Host, e
 	return h, nil
 }
 
-func (m *memory) PutCertificateEnd(_ context.Context, id grant.HostID, end time.Time) error {
+func (m *memory) PutAccepted(_ context.Context, id grant.HostID, names []string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.accepted[id] = names
+	return nil
+}
+
+func (m *memory) PutCertificate(
+	_ context.Context, id grant.HostID, end time.Time, by string,
+) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	h, ok := m.hosts[id]
 	if !ok {
 		return enrol.ErrNoHost
 	}
-	h.CertificateEnds = end
+	h.CertificateEnds, h.CertifiedBy = end, by
 	m.hosts[id] = h
 	return nil
 }
@@ -145,20 +180,28 @@ type world struct {
 	address   string
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T) *world { return newWorldWith(t, nil) }
+
+// newWorldWith may change the configuration.
+func newWorldWith(t *testing.T, change func(*enrol.Config)) *world {
 	t.Helper()
 	w := &world{t: t, clock: &clock{at: time.Now()}, store: &memory{
 		tokens: make(map[[32]byte]enrol.JoinToken), hosts: make(map[grant.HostID]enrol.Host),
-		trust: []byte("the trust envelope"),
+		trust: []byte("the trust envelope"), instances: make(map[[32]byte]bool),
+		accepted: make(map[grant.HostID][]string),
 	}}
 	var err error
 	if w.authority, err = enrol.CreateAuthority(t.TempDir(), "example", w.clock.now()); err != nil {
 		t.Fatal(err)
 	}
-	w.service, err = enrol.New(enrol.Config{
+	c := enrol.Config{
 		Store: w.store, Authority: w.authority, Organisation: "example", Now: w.clock.now,
 		Log: hclog.NewNullLogger(),
-	})
+	}
+	if change != nil {
+		change(&c)
+	}
+	w.service, err = enrol.New(c)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,8 +1,8 @@
 package identity
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/curfew-access/curfew/controlplane/policy"
 	"github.com/curfew-access/curfew/controlplane/reason"
 	"github.com/curfew-access/curfew/internal/grant"
 	"github.com/curfew-access/curfew/internal/trail"
@@ -32,48 +31,123 @@ const (
 	KindRoleDeleted  = "role.deleted"
 )
 
-// reserved are names that mean something else: root, and the trail's word for the program itself.
-var reserved = []string{"root", "curfew"}
+// reserved are names that mean something else: root, and the trail's words for who is no person.
+var reserved = []string{"root", Actor, string(SourceOIDC), string(SourceSCIM)}
 
-// PutUser creates a user, or replaces keys and admin flag, in the caller's transaction, and enables a
-// disabled one. It returns the user as it was (zero for a new one) and as it is. Ending what rested
-// on keys that are gone is package access's.
-func (s *Service) PutUser(tx Tx, by string, u User, createOnly bool) (was, is User, err error) {
-	if err := checkUser(&u); err != nil {
-		return was, is, err
-	}
-	was, err = tx.User(u.Name)
+// Actor is the trail's word for what the program does by itself.
+const Actor = "curfew"
+
+// Edit is what an admin says of a user.
+type Edit struct {
+	Name           string
+	Admin, Auditor bool
+	Disabled       bool
+	SSHKeys        []string
+	// Email, Manager and VerifyRequired stay as they are when nil.
+	Email, Manager *string
+	VerifyRequired *bool
+}
+
+// PutUser creates a user, or replaces keys and flags, in the caller's transaction, and enables one
+// whom an admin disabled. It returns the user as it was (zero for a new one) and as it is. Ending what
+// rested on keys that are gone is package access's.
+func (s *Service) PutUser(tx Tx, by string, e Edit, createOnly bool) (was, is User, err error) {
+	was, err = tx.User(e.Name)
 	isNew := errors.Is(err, ErrNone)
 	switch {
 	case err != nil && !isNew:
 		return was, is, err
 	case !isNew && createOnly:
-		return was, is, reason.Conflict("user %s exists", u.Name)
-	case u.Disabled && !was.Disabled:
+		return was, is, reason.Conflict("user %s exists", e.Name)
+	case e.Disabled && !was.Disabled:
 		return was, is, reason.Invalid("a user is disabled with its own command").
-			WithHint("curfew admin user disable %s", u.Name)
+			WithHint("curfew admin user disable %s", e.Name)
+	case was.Disabled && was.DisabledBy != SourceAdmin:
+		return was, is, reason.Conflict("user %s is disabled by %s", e.Name, was.DisabledBy).
+			WithHint("enable them there, or let go of the provider: curfew admin user unlink %s", e.Name)
+	}
+	u, err := was.edited(e)
+	if err != nil {
+		return was, is, err
+	}
+	if is, err = s.putUser(tx, by, was, u); err != nil {
+		return was, is, err
+	}
+	return was, is, s.refreshTrust(tx, by)
+}
+
+// edited applies what an admin says. What a provider keeps is not for admins to change.
+func (u User) edited(e Edit) (User, error) {
+	kept := u.Source != "" && u.Source != SourceLocal
+	u.Name, u.Admin, u.Auditor, u.SSHKeys = e.Name, e.Admin, e.Auditor, e.SSHKeys
+	u.Disabled, u.DisabledBy = false, ""
+	if e.VerifyRequired != nil {
+		u.VerifyRequired = *e.VerifyRequired
+	}
+	if u.VerifyRequired && !slices.ContainsFunc(u.SSHKeys, grant.IsSecurityKey) {
+		return u, reason.Invalid("user %s has no security key, so nothing they sign could count", u.Name).
+			WithHint("add a key of type sk-ssh-ed25519@openssh.com first, made with -O verify-required")
+	}
+	for _, f := range []struct {
+		name string
+		to   *string
+		from *string
+	}{{"email", &u.Email, e.Email}, {"manager", &u.Manager, e.Manager}} {
+		if f.from == nil || *f.from == *f.to {
+			continue
+		}
+		if kept {
+			return u, reason.Conflict("the %s of user %s is kept by %s", f.name, u.Name, u.Source).
+				WithHint("change it there")
+		}
+		*f.to = *f.from
+	}
+	return u, nil
+}
+
+// putUser checks and writes a user, ends sessions whose footing is gone and puts it on the trail. The
+// caller refreshes the trust file.
+func (s *Service) putUser(tx Tx, by string, was, u User) (is User, err error) {
+	if err := checkUser(&u); err != nil {
+		return is, err
 	}
 	if err := keysFree(tx, u); err != nil {
-		return was, is, err
+		return is, err
 	}
 	if was.Admin && (!u.Admin || len(u.SSHKeys) == 0) {
 		if err := otherAdmin(tx, u.Name); err != nil {
-			return was, is, err
+			return is, err
 		}
 	}
 	u.UID = was.UID
 	if is, err = tx.PutUser(u, s.c.Now()); err != nil {
-		return was, is, err
+		return is, err
 	}
 	if err := endSessions(tx, is); err != nil {
-		return was, is, err
+		return is, err
 	}
-	err = errors.Join(s.note(tx, by, KindUserPut, map[string]string{
+	details := map[string]string{
 		"user": is.Name, "uid": fmt.Sprint(is.UID), "admin": fmt.Sprint(is.Admin),
-		"new": fmt.Sprint(isNew), "enabled_again": fmt.Sprint(was.Disabled && !is.Disabled),
+		"new": fmt.Sprint(was.Name == ""), "enabled_again": fmt.Sprint(was.Disabled && !is.Disabled),
 		"ssh_keys": fingerprints(is.SSHKeys),
-	}), s.refreshTrust(tx, by))
-	return was, is, err
+	}
+	for name, value := range map[string]string{
+		"source": string(is.Source), "email": is.Email, "manager": is.Manager,
+	} {
+		if value != "" && value != string(SourceLocal) {
+			details[name] = value
+		}
+	}
+	if is.Auditor {
+		details["auditor"] = "true"
+	}
+	if is.VerifyRequired {
+		details["verify_required"] = "true"
+	}
+	if is.Kind == KindWorkload {
+		details["kind"] = string(is.Kind)
+	}
+	return is, s.note(tx, by, KindUserPut, details)
 }
 
 func checkUser(u *User) error {
@@ -82,6 +156,9 @@ func checkUser(u *User) error {
 	}
 	if slices.Contains(reserved, u.Name) {
 		return reason.Invalid("%s is reserved and cannot be a user", u.Name)
+	}
+	if err := checkStanding(u); err != nil {
+		return err
 	}
 	if len(u.SSHKeys) > grant.MaxSSHKeys {
 		return reason.Limit("%d SSH keys; at most %d", len(u.SSHKeys), grant.MaxSSHKeys)
@@ -98,6 +175,43 @@ func checkUser(u *User) error {
 		keys = append(keys, key)
 	}
 	u.SSHKeys = keys
+	return nil
+}
+
+// checkStanding refuses what contradicts itself: who watches does not act, and a pipeline decides
+// nothing.
+func checkStanding(u *User) error {
+	switch {
+	case u.Admin && u.Auditor:
+		return reason.Invalid("user %s cannot be admin and auditor: an auditor changes nothing", u.Name)
+	case u.Kind == KindWorkload && (u.Admin || u.Auditor):
+		return reason.Invalid("%s is a workload; it only asks", u.Name)
+	}
+	if u.Email != "" {
+		if err := CheckEmail(u.Email); err != nil {
+			return reason.Invalid("user %s: %v", u.Name, err)
+		}
+	}
+	if u.Manager != "" {
+		if err := grant.CheckUserName(u.Manager); err != nil {
+			return reason.Invalid("the manager of %s: %v", u.Name, err)
+		}
+	}
+	return nil
+}
+
+// CheckEmail accepts a plain ASCII mailbox, local@domain: nothing in it can become a second header or
+// a second recipient.
+func CheckEmail(s string) error {
+	local, domain, ok := strings.Cut(s, "@")
+	bad := func(c rune) bool {
+		return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' ||
+			strings.ContainsRune(".!#$%&'*+/=?^_`{|}~-", c))
+	}
+	if !ok || local == "" || len(local) > 64 || len(s) > 254 || strings.ContainsFunc(local, bad) ||
+		grant.CheckHostName(strings.ToLower(domain)) != nil {
+		return fmt.Errorf("%q is not an e-mail address", grant.VisibleText(s))
+	}
 	return nil
 }
 
@@ -149,7 +263,7 @@ func endSessions(tx Tx, u User) error {
 		return err
 	}
 	for _, session := range sessions {
-		if u.Disabled || !slices.Contains(u.SSHKeys, session.SSHKey) {
+		if !session.stands(u) {
 			if err := tx.DeleteSession(session.Key); err != nil {
 				return err
 			}
@@ -158,14 +272,17 @@ func endSessions(tx Tx, u User) error {
 	return nil
 }
 
-// DisableUser ends sign-in and sessions, in the caller's transaction. Ending the live grants is
-// package access's.
-func (s *Service) DisableUser(tx Tx, by, name string) (User, error) {
+// weight orders whose word disables: a weaker one neither replaces nor takes back a stronger one.
+var weight = map[Source]int{SourceOIDC: 1, SourceSCIM: 2, SourceAdmin: 3}
+
+// DisableUser ends sign-in and sessions on somebody's word, in the caller's transaction. Ending the
+// live grants is package access's.
+func (s *Service) DisableUser(tx Tx, by, name string, word Source) (User, error) {
 	user, err := tx.User(name)
 	if errors.Is(err, ErrNone) {
 		return user, reason.NotFound("there is no user %s", grant.VisibleText(name))
 	}
-	if err != nil || user.Disabled {
+	if err != nil || weight[user.DisabledBy] >= weight[word] {
 		return user, err
 	}
 	if user.Admin {
@@ -173,13 +290,13 @@ func (s *Service) DisableUser(tx Tx, by, name string) (User, error) {
 			return user, err
 		}
 	}
-	user.Disabled = true
+	user.Disabled, user.DisabledBy = true, word
 	if user, err = tx.PutUser(user, s.c.Now()); err != nil {
 		return user, err
 	}
 	return user, errors.Join(
 		endSessions(tx, user),
-		s.note(tx, by, KindUserDisabled, map[string]string{"user": name}),
+		s.note(tx, by, KindUserDisabled, map[string]string{"user": name, "word": string(word)}),
 		s.refreshTrust(tx, by))
 }
 
@@ -192,7 +309,8 @@ func (s *Service) Users(ctx context.Context) (users []User, err error) {
 	return users, err
 }
 
-// PutGroup creates a group or replaces its members.
+// PutGroup creates a group or replaces its members. A group that a provider keeps is not edited by
+// hand; naming a Source hands it over, with the members given.
 func (s *Service) PutGroup(ctx context.Context, by string, g Group) (Group, error) {
 	if err := grant.CheckGroupName(g.Name); err != nil {
 		return g, reason.Invalid("%v", err)
@@ -202,7 +320,23 @@ func (s *Service) PutGroup(ctx context.Context, by string, g Group) (Group, erro
 	if len(g.Members) > maxMembers {
 		return g, reason.Limit("%d members; at most %d", len(g.Members), maxMembers)
 	}
+	if !slices.Contains([]Source{"", SourceLocal, SourceOIDC, SourceSCIM}, g.Source) {
+		return g, reason.Invalid("a group is kept by local, oidc or scim, not by %s",
+			grant.VisibleText(string(g.Source)))
+	}
 	return g, s.c.Store.Update(ctx, func(tx Tx) error {
+		was, err := tx.Group(g.Name)
+		if err != nil && !errors.Is(err, ErrNone) {
+			return err
+		}
+		if g.Source == "" {
+			g.Source = cmp.Or(was.Source, SourceLocal)
+			if g.Source != SourceLocal {
+				return reason.Conflict("the members of group %s are kept by %s", g.Name, g.Source).
+					WithHint("change them there, or take it over: curfew admin group set %s --source local …",
+						g.Name)
+			}
+		}
 		for _, m := range g.Members {
 			if _, err := tx.User(m); errors.Is(err, ErrNone) {
 				return reason.NotFound("there is no user %s", grant.VisibleText(m))
@@ -214,7 +348,7 @@ func (s *Service) PutGroup(ctx context.Context, by string, g Group) (Group, erro
 			return err
 		}
 		return errors.Join(s.note(tx, by, KindGroupPut, map[string]string{
-			"group": g.Name, "members": strings.Join(g.Members, " "),
+			"group": g.Name, "members": strings.Join(g.Members, " "), "source": string(g.Source),
 		}), s.refreshTrust(tx, by))
 	})
 }
@@ -226,6 +360,14 @@ func (s *Service) DeleteGroup(ctx context.Context, by, name string) error {
 			return reason.NotFound("there is no group %s", grant.VisibleText(name))
 		} else if err != nil {
 			return err
+		}
+		inForce, err := s.Policy(tx)
+		if err != nil {
+			return err
+		}
+		if inForce != nil && inForce.Names(name) {
+			return reason.Conflict("the policy file names group %s", name).
+				WithHint("apply one that does not first: curfew admin policy apply FILE")
 		}
 		roles, err := tx.Roles()
 		if err != nil {
@@ -250,64 +392,6 @@ func (s *Service) Groups(ctx context.Context) (groups []Group, err error) {
 		return err
 	})
 	return groups, err
-}
-
-// PutRole creates or replaces a role. Grants that exist keep what they were approved for; requests
-// that wait must be asked anew.
-func (s *Service) PutRole(ctx context.Context, by string, r policy.Role) (policy.Role, error) {
-	if err := r.Check(); err != nil {
-		return r, reason.Invalid("%v", err)
-	}
-	body, err := json.Marshal(r)
-	if err != nil {
-		return r, fmt.Errorf("encoding role %s: %w", r.Name, err)
-	}
-	hash, err := r.Hash()
-	if err != nil {
-		return r, err
-	}
-	details := map[string]string{
-		"role": r.Name, "policy_hash": fmt.Sprintf("%x", hash),
-		"root_equivalent": fmt.Sprint(r.RootEquivalent()),
-	}
-	if len(body) <= maxRoleOnLog {
-		details["body"] = string(body)
-	}
-	return r, s.c.Store.Update(ctx, func(tx Tx) error {
-		for _, g := range append([]string{r.ApproverGroup}, r.RequesterGroups...) {
-			if _, err := tx.Group(g); errors.Is(err, ErrNone) {
-				return reason.NotFound("role %s names group %s, which does not exist", r.Name, g).
-					WithHint("curfew admin group set %s …", g)
-			} else if err != nil {
-				return err
-			}
-		}
-		return errors.Join(tx.PutRole(r), s.note(tx, by, KindRolePut, details),
-			s.refreshTrust(tx, by))
-	})
-}
-
-// DeleteRole removes a role; live grants of it run to their end.
-func (s *Service) DeleteRole(ctx context.Context, by, name string) error {
-	return s.c.Store.Update(ctx, func(tx Tx) error {
-		if _, err := tx.Role(name); errors.Is(err, ErrNone) {
-			return reason.NotFound("there is no role %s", grant.VisibleText(name))
-		} else if err != nil {
-			return err
-		}
-		return errors.Join(tx.DeleteRole(name),
-			s.note(tx, by, KindRoleDeleted, map[string]string{"role": name}),
-			s.refreshTrust(tx, by))
-	})
-}
-
-// Roles lists all roles.
-func (s *Service) Roles(ctx context.Context) (roles []policy.Role, err error) {
-	err = s.c.Store.View(ctx, func(tx Tx) (err error) {
-		roles, err = tx.Roles()
-		return err
-	})
-	return roles, err
 }
 
 func (s *Service) note(tx Tx, by, kind string, details map[string]string) error {

@@ -12,21 +12,24 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/curfew-access/curfew/controlplane/policy"
 	"github.com/curfew-access/curfew/controlplane/reason"
 	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/signin"
 	"github.com/curfew-access/curfew/internal/sshsig"
 	"github.com/curfew-access/curfew/internal/trail"
 )
 
 // Limits on signing in.
 const (
-	ChallengeSize = 32
+	ChallengeSize = signin.ChallengeSize
 	ChallengeLife = 2 * time.Minute
 	maxChallenges = 10000
 	maxSessions   = 20 // of one user
+	maxPipelines  = 500
 	MinSessionTTL = time.Minute
 	MaxSessionTTL = 7 * 24 * time.Hour
-	loginPreamble = "curfew login v1\x00"
+	maxDevice     = 64 // bytes
 )
 
 // Kinds of trail records about signing in.
@@ -43,15 +46,27 @@ type Config struct {
 	// CA is the SHA-256 of the CA certificate's DER: sign-ins are bound to this control plane.
 	CA         [sha256.Size]byte
 	SessionTTL time.Duration
+	// Federation is how people sign in at a provider.
+	Federation Federation
+	// Pipelines verifies workloads' tokens, for Audience; their sessions last WorkloadTTL.
+	Pipelines   Pipelines
+	Audience    string
+	WorkloadTTL time.Duration
 	// RootKeys returns the trust root keys that lie here, or none when they are kept elsewhere.
 	RootKeys func() ([]ed25519.PrivateKey, error)
-	Now      func() time.Time
-	Rand     io.Reader
-	Log      hclog.Logger
+	// Checks are the names of the ticket checks that a policy file may use.
+	Checks []string
+	Now    func() time.Time
+	Rand   io.Reader
+	Log    hclog.Logger
 }
 
 // Service signs people in and keeps the directory. Safe for concurrent use.
-type Service struct{ c Config }
+type Service struct {
+	c     Config
+	flows flows
+	read  cache
+}
 
 // New checks the configuration.
 func New(c Config) (*Service, error) {
@@ -65,18 +80,14 @@ func New(c Config) (*Service, error) {
 		return nil, fmt.Errorf("identity: a session of %s: want %s to %s", c.SessionTTL,
 			MinSessionTTL, MaxSessionTTL)
 	}
-	return &Service{c: c}, nil
+	if c.Federation.Provider != nil && c.Federation.Sealer == nil {
+		return nil, errors.New("identity: nothing seals refresh tokens")
+	}
+	return &Service{c: c, read: cache{policies: make(map[[32]byte]*policy.Policy)}}, nil
 }
 
 // Organisation is the one that everything here belongs to.
 func (s *Service) Organisation() string { return s.c.Organisation }
-
-// LoginMessage is what a person's SSH key signs to make sessionKey speak for them
-// (PROTOCOL.md section 7).
-func LoginMessage(challenge []byte, sessionKey ed25519.PublicKey, ca [sha256.Size]byte) []byte {
-	key := SessionKey(sessionKey)
-	return slices.Concat([]byte(loginPreamble), challenge, key[:], ca[:])
-}
 
 // SessionKey is how a session's public key is looked up.
 func SessionKey(pub ed25519.PublicKey) [32]byte { return sha256.Sum256(pub) }
@@ -111,6 +122,8 @@ type Login struct {
 	Challenge  []byte
 	SessionKey []byte // Ed25519 public key
 	SSHSig     []byte
+	Device     string // what the device calls itself; for people to recognise it
+	Address    string // where the call came from
 }
 
 // Login turns an SSH signature into a session. The challenge is spent whether or not it succeeds.
@@ -118,28 +131,13 @@ func (s *Service) Login(ctx context.Context, l Login) (Session, error) {
 	if err := grant.CheckUserName(l.User); err != nil {
 		return Session{}, reason.Invalid("%v", err)
 	}
-	if len(l.Challenge) != ChallengeSize || len(l.SessionKey) != ed25519.PublicKeySize {
-		return Session{}, reason.Invalid("challenge or session key has the wrong length")
-	}
-	now := s.c.Now()
-	var fresh bool
-	err := s.c.Store.Update(ctx, func(tx Tx) (err error) {
-		fresh, err = tx.TakeChallenge(sha256.Sum256(l.Challenge), now)
-		return err
-	})
+	b, err := s.spend(ctx, l.Challenge, l.SessionKey)
 	if err != nil {
 		return Session{}, err
 	}
-	if !fresh {
-		return Session{}, reason.SignIn("the challenge was used before or is older than %s",
-			ChallengeLife).WithHint("sign in again")
-	}
-	pub := ed25519.PublicKey(l.SessionKey)
-	key, sigErr := sshsig.Verify(l.SSHSig, sshsig.NamespaceLogin,
-		LoginMessage(l.Challenge, pub, s.c.CA))
-	session := Session{
-		Key: SessionKey(pub), User: l.User, Created: now, Expires: now.Add(s.c.SessionTTL),
-	}
+	key, sigErr := sshsig.Verify(l.SSHSig, sshsig.NamespaceLogin, b.Login())
+	session := s.newSession(b.Session, MethodSSH, l.Device, l.Address)
+	session.User = l.User
 	if sigErr == nil {
 		session.SSHKey = grant.SSHKeyText(key)
 	}
@@ -164,11 +162,8 @@ func (s *Service) admit(tx Tx, session Session, sigErr error) (refused, err erro
 	if err != nil && !errors.Is(err, ErrNone) {
 		return nil, err
 	}
-	record := trail.Record{
-		TimeMS: session.Created.UnixMilli(), Kind: KindSignedIn, Actor: session.User,
-		Details: map[string]string{},
-	}
-	if errors.Is(err, ErrNone) || sigErr != nil || user.Disabled ||
+	// A workload's SSH keys open hosts; they do not speak for a pipeline that no token vouches for.
+	if errors.Is(err, ErrNone) || sigErr != nil || user.Disabled || user.Kind == KindWorkload ||
 		!slices.Contains(user.SSHKeys, session.SSHKey) {
 		refused = reason.SignIn("sign-in refused: the signature is not by an SSH key of user %s, or "+
 			"the user is unknown or disabled", session.User).
@@ -177,9 +172,24 @@ func (s *Service) admit(tx Tx, session Session, sigErr error) (refused, err erro
 		if err != nil {
 			return refused, nil
 		}
-		record.Kind = KindNotSigned
-		return refused, tx.Append(record)
+		return refused, tx.Append(trail.Record{
+			TimeMS: session.Created.UnixMilli(), Kind: KindNotSigned, Actor: session.User,
+			Details: map[string]string{},
+		})
 	}
+	first, err := s.askFirst(tx, session.User)
+	if err != nil {
+		return nil, err
+	}
+	if first {
+		return reason.SignIn("sign in at the identity provider first: it has not vouched for %s yet",
+			session.User).WithHint("curfew login --sso"), nil
+	}
+	return s.open(tx, session, map[string]string{"ssh_key": fingerprints([]string{session.SSHKey})})
+}
+
+// open stores a session, in the place of the user's oldest when there are too many.
+func (s *Service) open(tx Tx, session Session, details map[string]string) (refused, err error) {
 	if _, err := tx.Session(session.Key); !errors.Is(err, ErrNone) {
 		return reason.Conflict("this session key is in use").WithHint("sign in again"), err
 	}
@@ -187,23 +197,44 @@ func (s *Service) admit(tx Tx, session Session, sigErr error) (refused, err erro
 	if err != nil {
 		return nil, err
 	}
-	for len(old) >= maxSessions {
+	most := maxSessions
+	if session.Method == MethodWorkload {
+		most = maxPipelines // each job has its own
+	}
+	for len(old) >= most {
 		if err := tx.DeleteSession(old[0].Key); err != nil {
 			return nil, err
 		}
 		old = old[1:]
 	}
-	record.Details["ssh_key"] = fingerprints([]string{session.SSHKey})
-	record.Details["session"] = fmt.Sprintf("%x", session.Key[:8])
-	return nil, errors.Join(tx.PutSession(session), tx.Append(record))
+	details["session"], details["method"] = session.ID(), string(session.Method)
+	for name, value := range map[string]string{"device": session.Device, "from": session.Address} {
+		if value != "" {
+			details[name] = value
+		}
+	}
+	return nil, errors.Join(tx.PutSession(session), tx.Append(trail.Record{
+		TimeMS: session.Created.UnixMilli(), Kind: KindSignedIn, Actor: session.User, Details: details,
+	}))
 }
 
 // Person is a signed-in user with what they may call.
 type Person struct {
 	User
 	Session Session
-	// Approver is whether some role's approver group holds them.
+	// Approver is whether some role's approver group holds them, or they are somebody's manager where
+	// a policy wants the manager's approval.
 	Approver bool
+	// Reports are the users whose manager they are; set only when that counts.
+	Reports []string
+}
+
+// ManagerOf is the person's own name when they manage somebody in a way that counts, else empty.
+func (p *Person) ManagerOf(user string) string {
+	if slices.Contains(p.Reports, user) {
+		return p.Name
+	}
+	return ""
 }
 
 // Who finds the user for whom a client key speaks now; ErrNone when it speaks for nobody.
@@ -221,26 +252,60 @@ func (s *Service) Who(ctx context.Context, pub ed25519.PublicKey) (Person, error
 		if err != nil {
 			return err
 		}
-		// The key that signed in may have been taken from the user since.
-		if user.Disabled || !slices.Contains(user.SSHKeys, session.SSHKey) {
+		if !session.stands(user) {
 			return fmt.Errorf("user or key is disabled: %w", ErrNone)
 		}
 		p = Person{User: user, Session: session}
-		roles, err := tx.Roles()
-		for _, r := range roles {
-			p.Approver = p.Approver || slices.Contains(user.Groups, r.ApproverGroup)
+		if !user.decides() {
+			return nil
 		}
-		return err
+		return s.judge(tx, &p)
 	})
 	return p, err
 }
 
-// Logout ends one session.
-func (s *Service) Logout(ctx context.Context, p Person) error {
-	return s.c.Store.Update(ctx, func(tx Tx) error {
-		return errors.Join(tx.DeleteSession(p.Session.Key), tx.Append(trail.Record{
-			TimeMS: s.c.Now().UnixMilli(), Kind: KindSignedOut, Actor: p.Name,
-			Details: map[string]string{"session": fmt.Sprintf("%x", p.Session.Key[:8])},
-		}))
-	})
+// judge says whether a person may approve anything.
+func (s *Service) judge(tx Tx, p *Person) error {
+	inForce, err := s.Policy(tx)
+	if err != nil {
+		return err
+	}
+	var groups []string
+	if inForce != nil {
+		groups = inForce.Approving()
+	} else if groups, err = approverGroups(tx); err != nil {
+		return err
+	}
+	for _, g := range groups {
+		if g == grant.GroupManager {
+			if p.Reports, err = tx.Reports(p.Name); err != nil {
+				return err
+			}
+		}
+		p.Approver = p.Approver || slices.Contains(p.Groups, g)
+	}
+	p.Approver = p.Approver || len(p.Reports) > 0
+	return nil
 }
+
+// approverGroups are those of the directory's roles.
+func approverGroups(tx Tx) ([]string, error) {
+	roles, err := tx.Roles()
+	groups := make([]string, 0, len(roles))
+	for _, r := range roles {
+		groups = append(groups, r.ApproverGroup)
+	}
+	return groups, err
+}
+
+// deviceName keeps what a device calls itself to one short line.
+func deviceName(s string) string { return grant.VisibleText(s[:min(len(s), maxDevice)]) }
+
+// stands says whether a session's footing is still there: the user is enabled, and the SSH key that
+// signed in has not been taken from them since.
+func (s *Session) stands(u User) bool {
+	return !u.Disabled && (s.Method != MethodSSH || slices.Contains(u.SSHKeys, s.SSHKey))
+}
+
+// decides says whether a user may be an approver at all.
+func (u *User) decides() bool { return u.Kind != KindWorkload && !u.Auditor }

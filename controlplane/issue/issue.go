@@ -15,7 +15,9 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/curfew-access/curfew/controlplane/request"
 	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/journal"
 	"github.com/curfew-access/curfew/internal/trail"
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
@@ -77,27 +79,59 @@ func (i *Issuer) Issue(ctx context.Context, requestID string) ([]grant.HostID, e
 	if err != nil {
 		return nil, fmt.Errorf("issuing request %s: %w", requestID, err)
 	}
-	terms, err := i.check(requestID, a)
+	terms, _, err := i.issue(ctx, requestID, a)
 	if err != nil {
-		return nil, fmt.Errorf("issuing request %s: %w", requestID, err)
+		return nil, err
 	}
-	hosts, err := hostsOf(terms)
-	if err != nil || a.Issued {
-		return hosts, err
+	return grant.HostsOf(terms)
+}
+
+// IssueOf is Issue for a caller that holds the request as it committed it, approved: nothing is read
+// again, and r becomes what is stored of it then, unless its grants were there already. The store still
+// checks that this revision waits for its grants, and terms never change once they are stored.
+func (i *Issuer) IssueOf(ctx context.Context, r *request.Request) error {
+	a, err := Of(r)
+	if err != nil {
+		return fmt.Errorf("issuing request %s: %w", r.ID, err)
+	}
+	_, at, err := i.issue(ctx, r.ID, a)
+	if err != nil || at.IsZero() {
+		return err
+	}
+	return r.Grant(at)
+}
+
+// issue seals and stores the grants of what is approved, and says when; zero when they were there.
+func (i *Issuer) issue(ctx context.Context, requestID string, a Approved) (
+	terms *curfewv1.Terms, at time.Time, err error,
+) {
+	if terms, err = i.check(requestID, a); err != nil {
+		return nil, at, fmt.Errorf("issuing request %s: %w", requestID, err)
+	}
+	if a.Issued {
+		return terms, at, nil
+	}
+	hosts, err := grant.HostsOf(terms)
+	if err != nil {
+		return nil, at, fmt.Errorf("issuing request %s: %w", requestID, err)
 	}
 	sealed, err := i.seal(a, terms, hosts)
 	if err != nil {
-		return nil, fmt.Errorf("issuing request %s: %w", requestID, err)
+		return nil, at, fmt.Errorf("issuing request %s: %w", requestID, err)
 	}
-	err = i.store.PutGrants(ctx, requestID, a.Revision, sealed, i.record(a, terms))
+	record := i.record(a, terms)
+	err = i.store.PutGrants(ctx, requestID, a.Revision, sealed, record)
 	if errors.Is(err, ErrIssued) {
-		return hosts, nil
+		return terms, at, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("storing the grants of request %s: %w", requestID, err)
+		return nil, at, fmt.Errorf("storing the grants of request %s: %w", requestID, err)
 	}
-	i.log.Info("granted", "request", requestID, "revision", a.Revision, "hosts", len(hosts))
-	return hosts, nil
+	for _, g := range sealed {
+		journal.Tell(i.log, "grant.issued", "grant", g.ID, "request", requestID, "host_id", g.Host,
+			"revision", a.Revision, "ends_by", g.HardEnd.UTC().Format(time.RFC3339))
+	}
+	return terms, time.UnixMilli(record.TimeMS), nil
 }
 
 // check refuses what no honest host would accept, before anything is stored. Hosts check all of it
@@ -119,9 +153,12 @@ func (i *Issuer) check(requestID string, a Approved) (*curfewv1.Terms, error) {
 		}
 		people[p.GetApprover()] = true
 	}
-	if len(people) < int(terms.GetApprovalsNeeded()) {
-		return nil, fmt.Errorf("%w: %d of %d approvals", ErrNotApproved, len(people),
-			terms.GetApprovalsNeeded())
+	var needed uint32
+	for _, n := range grant.NeedsOf(terms) {
+		needed += n.Approvals
+	}
+	if len(people) < int(needed) || needed == 0 && len(people) > 0 {
+		return nil, fmt.Errorf("%w: %d of %d approvals", ErrNotApproved, len(people), needed)
 	}
 	if !a.Issued && !i.now().Before(time.UnixMilli(terms.GetStartLatestMs())) {
 		return nil, fmt.Errorf("%w: it could have started until %s", ErrNotApproved,
@@ -130,40 +167,47 @@ func (i *Issuer) check(requestID string, a Approved) (*curfewv1.Terms, error) {
 	return terms, nil
 }
 
-func hostsOf(terms *curfewv1.Terms) ([]grant.HostID, error) {
-	hosts := make([]grant.HostID, 0, len(terms.GetHosts()))
-	for _, h := range terms.GetHosts() {
-		id, err := grant.HostIDFromBytes(h.GetId())
-		if err != nil {
-			return nil, err
-		}
-		hosts = append(hosts, id)
-	}
-	return hosts, nil
-}
-
 func (i *Issuer) seal(
 	a Approved, terms *curfewv1.Terms, hosts []grant.HostID,
 ) ([]SealedGrant, error) {
-	out := make([]SealedGrant, 0, len(hosts))
+	whole := SealedGrant{
+		HardEnd: grant.HardEnd(terms), Release: time.UnixMilli(terms.GetStartEarliestMs()),
+	}
+	windows := []SealedGrant{whole}
+	if len(terms.GetWindows()) > 0 {
+		windows = nil
+	}
+	for k, w := range terms.GetWindows() {
+		if end := time.UnixMilli(w.GetEndMs()); i.now().Before(end) {
+			windows = append(windows, SealedGrant{
+				Window: uint32(k + 1), HardEnd: end, Release: time.UnixMilli(w.GetStartMs()),
+			})
+		}
+	}
+	out := make([]SealedGrant, 0, len(hosts)*len(windows))
 	for _, host := range hosts {
-		env, err := grant.SealGrant(&curfewv1.Grant{
-			Version: grant.Version, HostId: host[:], Terms: a.Terms, Approvals: a.Approvals,
-			IssuedAtMs: i.now().UnixMilli(),
-		}, i.key)
-		if err != nil {
-			return nil, fmt.Errorf("sealing the grant for host %s: %w", host, err)
+		for _, g := range windows {
+			if err := i.sealOne(a, host, &g); err != nil {
+				return nil, fmt.Errorf("sealing the grant for host %s: %w", host, err)
+			}
+			out = append(out, g)
 		}
-		g := SealedGrant{
-			ID: grant.IDOf(a.Terms, host), Host: host, RequestID: a.RequestID,
-			Revision: a.Revision, Envelope: env, HardEnd: grant.HardEnd(terms),
-		}
-		if len(a.Follows) > 0 {
-			g.Extends = grant.IDOf(a.Follows, host)
-		}
-		out = append(out, g)
 	}
 	return out, nil
+}
+
+// sealOne fills in what one host's grant for one window needs.
+func (i *Issuer) sealOne(a Approved, host grant.HostID, g *SealedGrant) (err error) {
+	g.ID, g.Host = grant.IDOfWindow(a.Terms, host, g.Window), host
+	g.RequestID, g.Revision = a.RequestID, a.Revision
+	if len(a.Follows) > 0 {
+		g.Extends = grant.IDOf(a.Follows, host)
+	}
+	g.Envelope, err = grant.SealGrant(&curfewv1.Grant{
+		Version: grant.Version, HostId: host[:], Terms: a.Terms, Approvals: a.Approvals,
+		IssuedAtMs: i.now().UnixMilli(), Window: g.Window,
+	}, i.key)
+	return err
 }
 
 func (i *Issuer) record(a Approved, terms *curfewv1.Terms) trail.Record {

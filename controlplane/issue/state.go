@@ -24,19 +24,24 @@ type Sealed struct {
 	// State is the message: the envelope and the proof beside it.
 	State           *curfewv1.State
 	Epoch, Sequence uint64
+	// TrustVersion is the newest trust file's.
+	TrustVersion uint64
 	// Live are the grants that the state lists, sorted.
 	Live       []grant.ID
 	TrailCount uint64
 	// Behind is true when the host has seen more of the trail than there is: this control plane was
 	// restored from a backup, and the host will refuse the state.
 	Behind bool
+	// Last: the host was removed, and this ends everything there.
+	Last bool
 }
 
 // SealState allocates the host's next sequence and seals the state that goes with it. nonce is the
 // newest heartbeat's, or empty. trailFrom is how many trail records the host has seen; the proof
-// starts there. ErrNoHost when the host is not enrolled.
+// starts there. follows is whether the host follows rollouts: no other must be sent what one wants.
+// ErrNoHost when the host is not enrolled.
 func (i *Issuer) SealState(
-	ctx context.Context, host grant.HostID, nonce []byte, trailFrom uint64,
+	ctx context.Context, host grant.HostID, nonce []byte, trailFrom uint64, follows bool,
 ) (*Sealed, error) {
 	facts, err := i.store.NextState(ctx, host, i.now(), MaxEnded)
 	if err != nil {
@@ -47,6 +52,9 @@ func (i *Issuer) SealState(
 	if err != nil {
 		return nil, fmt.Errorf("sealing the state of host %s: %w", host, err)
 	}
+	if !follows || facts.Last {
+		facts.Rollout = nil
+	}
 	live := slices.Clone(facts.Live)
 	slices.SortFunc(live, compareIDs)
 	live = slices.Compact(live)
@@ -54,7 +62,7 @@ func (i *Issuer) SealState(
 		Version: grant.Version, HostId: host[:], Epoch: facts.Epoch, Sequence: facts.Sequence,
 		Live: bytesOf(live), Ended: endedOf(facts.Ended, live), IssuedAtMs: i.now().UnixMilli(),
 		ValidForMs: i.lease.Milliseconds(), Nonce: nonce,
-		TrailCount: facts.TrailCount, TrailHead: head,
+		TrailCount: facts.TrailCount, TrailHead: head, Rollout: facts.Rollout,
 	}, i.key)
 	if err != nil {
 		return nil, fmt.Errorf("sealing the state of host %s: %w", host, err)
@@ -62,6 +70,7 @@ func (i *Issuer) SealState(
 	s := &Sealed{
 		State: &curfewv1.State{Envelope: env, ProofFrom: trailFrom},
 		Epoch: facts.Epoch, Sequence: facts.Sequence, Live: live, TrailCount: facts.TrailCount,
+		TrustVersion: facts.TrustVersion, Last: facts.Last,
 	}
 	s.State.Proof, err = trail.Prove(trailFrom, facts.TrailCount, hashes)
 	if errors.Is(err, trail.ErrRewritten) {
@@ -127,7 +136,11 @@ func endedOf(ended []Ended, live []grant.ID) []*curfewv1.Ended {
 		if _, isLive := slices.BinarySearchFunc(live, e.ID, compareIDs); isLive {
 			continue
 		}
-		out = append(out, &curfewv1.Ended{GrantId: e.ID[:], Cause: e.Cause, By: e.By})
+		word := &curfewv1.Ended{GrantId: e.ID[:], Cause: e.Cause, By: e.By}
+		if !e.HardEnd.IsZero() {
+			word.HardEndMs = e.HardEnd.UnixMilli()
+		}
+		out = append(out, word)
 	}
 	return out
 }

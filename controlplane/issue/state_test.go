@@ -4,15 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/curfew-access/curfew/controlplane/issue"
 	"github.com/curfew-access/curfew/internal/grant"
@@ -33,7 +32,7 @@ func TestStateListsTheLiveGrants(t *testing.T) {
 	i := newIssuer(t, m)
 	m.grow(t, 100)
 	host, nonce := grant.HostID{7}, bytes.Repeat([]byte{1}, grant.NonceSize)
-	sealed, err := i.SealState(context.Background(), host, nonce, 37)
+	sealed, err := i.SealState(context.Background(), host, nonce, 37, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +89,7 @@ func TestSequencesGrow(t *testing.T) {
 	)
 	for range 20 {
 		wg.Go(func() {
-			s, err := i.SealState(context.Background(), grant.HostID{1}, nil, 0)
+			s, err := i.SealState(context.Background(), grant.HostID{1}, nil, 0, false)
 			if err != nil {
 				t.Error(err)
 				return
@@ -112,11 +111,11 @@ func TestARestoredControlPlaneIsNoticed(t *testing.T) {
 	m := &memory{facts: issue.StateFacts{Epoch: 1}}
 	i := newIssuer(t, m)
 	m.grow(t, 10)
-	sealed, err := i.SealState(context.Background(), grant.HostID{1}, nil, 11)
+	sealed, err := i.SealState(context.Background(), grant.HostID{1}, nil, 11, false)
 	if err != nil || !sealed.Behind {
 		t.Errorf("behind %v, %v", sealed, err)
 	}
-	sealed, err = i.SealState(context.Background(), grant.HostID{1}, nil, 10)
+	sealed, err = i.SealState(context.Background(), grant.HostID{1}, nil, 10, false)
 	if err != nil || sealed.Behind {
 		t.Errorf("at the same count: %v, %v", sealed, err)
 	}
@@ -124,41 +123,39 @@ func TestARestoredControlPlaneIsNoticed(t *testing.T) {
 
 func TestNoStateWithoutAStore(t *testing.T) {
 	m := &memory{err: issue.ErrNoHost}
-	_, err := newIssuer(t, m).SealState(context.Background(), grant.HostID{1}, nil, 0)
+	_, err := newIssuer(t, m).SealState(context.Background(), grant.HostID{1}, nil, 0, false)
 	if !errors.Is(err, issue.ErrNoHost) {
 		t.Errorf("unknown host: %v", err)
 	}
 }
 
-func TestGrantKeyIsReadBack(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "grant.key")
-	key, err := issue.CreateKey(path, rand.Reader)
-	if err != nil {
-		t.Fatal(err)
+// What a rollout wants stands in states of hosts that follow, and in no last state.
+func TestOnlyFollowersAreSentWishes(t *testing.T) {
+	want := &curfewv1.Rollout{
+		Id: "rollout00001", Attempt: 2, Wish: curfewv1.RolloutWish_ROLLOUT_WISH_KEEP,
 	}
-	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v, %v", info.Mode(), err)
+	m := &memory{facts: issue.StateFacts{Epoch: 1, Rollout: want}}
+	i := newIssuer(t, m)
+	rollout := func(follows bool) *curfewv1.Rollout {
+		t.Helper()
+		sealed, err := i.SealState(context.Background(), grant.HostID{1}, nil, 0, follows)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := grant.OpenState(sealed.State.GetEnvelope(), []ed25519.PublicKey{i.PublicKey()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.GetRollout()
 	}
-	again, err := issue.LoadKey(path)
-	if err != nil || !again.Equal(key) {
-		t.Errorf("another key came back: %v", err)
+	if got := rollout(true); !proto.Equal(got, want) {
+		t.Errorf("a host that follows is sent %v", got)
 	}
-	if _, err := issue.CreateKey(path, rand.Reader); err == nil {
-		t.Error("a second key overwrote the first")
+	if got := rollout(false); got != nil {
+		t.Errorf("a host that does not follow is sent %v", got)
 	}
-	if err := os.Chmod(path, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := issue.LoadKey(path); err == nil || !strings.Contains(err.Error(), "0600") {
-		t.Errorf("a key that others can read: %v", err)
-	}
-	if err := os.WriteFile(path, []byte("not a key"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := issue.LoadKey(path); err == nil {
-		t.Error("garbage is a key")
+	m.facts.Last = true
+	if got := rollout(true); got != nil {
+		t.Errorf("a host that was removed is sent %v", got)
 	}
 }

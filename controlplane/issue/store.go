@@ -3,10 +3,12 @@ package issue
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
 
+	"github.com/curfew-access/curfew/controlplane/request"
 	"github.com/curfew-access/curfew/internal/grant"
 	"github.com/curfew-access/curfew/internal/trail"
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
@@ -38,6 +40,28 @@ type Approved struct {
 	Issued bool
 }
 
+// Of is what waits for its grants in a request, or has them already. ErrNotApproved for any other.
+func Of(r *request.Request) (Approved, error) {
+	rev := r.Unissued()
+	issued := rev == nil && r.State == request.Granted && r.Waiting() == nil
+	if issued {
+		rev = r.Live()
+	}
+	if rev == nil {
+		return Approved{}, fmt.Errorf("request %s is %s: %w", r.ID, r.State, ErrNotApproved)
+	}
+	a := Approved{RequestID: r.ID, Revision: rev.Number, Terms: rev.Terms, Issued: issued}
+	for _, d := range rev.Decisions {
+		if d.Approved && !d.Void {
+			a.Approvals = append(a.Approvals, &curfewv1.Approval{Approver: d.Approver, Sshsig: d.SSHSig})
+		}
+	}
+	if live := r.Live(); live != nil && live.Number != rev.Number {
+		a.Follows = live.Terms
+	}
+	return a, nil
+}
+
 // SealedGrant is one host's grant at rest.
 type SealedGrant struct {
 	ID        grant.ID
@@ -46,6 +70,10 @@ type SealedGrant struct {
 	Revision  uint32
 	Envelope  []byte
 	HardEnd   time.Time
+	// Window is which of the terms' windows it is for, from 1; 0 when they have one only.
+	Window uint32
+	// Release is when it may first start: states list it from then on.
+	Release time.Time
 	// Extends is the grant of the same request and host that this one replaces; zero for none.
 	Extends grant.ID
 }
@@ -56,19 +84,27 @@ type Ended struct {
 	Cause curfewv1.EndCause
 	// By is who ended it; empty for an expiry.
 	By string
+	// HardEnd is until when its terms could open it.
+	HardEnd time.Time
 }
 
 // StateFacts is what a host state says, read in the transaction that allocated its sequence.
 type StateFacts struct {
 	// Epoch is the newest trust version's.
 	Epoch, Sequence uint64
-	// Live are the host's grants that are issued, not ended and not past their end: the end the
-	// host confirmed, else the hard end. In any order.
+	// TrustVersion is that version.
+	TrustVersion uint64
+	// Live are the host's grants that are issued and released, not ended and not past their end: the
+	// end the host confirmed, else the hard end. In any order.
 	Live []grant.ID
 	// Ended are the newest of those that ended, at most as many as asked for. In any order.
 	Ended []Ended
 	// TrailCount is the number of trail records.
 	TrailCount uint64
+	// Rollout is what a staged rollout wants of the host; nil for nothing.
+	Rollout *curfewv1.Rollout
+	// Last: the host was removed. Nothing is live, and no state follows that lists anything.
+	Last bool
 }
 
 // Store persists what the Issuer makes. Implementations are safe for concurrent use, by several
@@ -80,7 +116,7 @@ type Store interface {
 
 	// PutGrants does, in ONE transaction, if and only if the request's newest revision is still
 	// this one and approved (ErrNotApproved; ErrIssued when its grants exist): insert the grants,
-	// move the request to granted, append the record. What a grant extends is NOT ended here: both
+	// move the request to granted at the record's time, append the record. What a grant extends is NOT ended here: both
 	// are live until the host says that it swapped them (its grant.ended event,
 	// END_CAUSE_EXTENDED), so that a host which refuses the extension keeps the window that it
 	// had. Revoking or handing back a request ends all of its grants. ErrTooManyLive when a host

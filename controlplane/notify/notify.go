@@ -1,10 +1,10 @@
-// Package notify tells approvers by webhook. It is a leaf: it holds no rule and changes nothing but
-// its own outbox.
+// Package notify tells approvers by webhook and by mail. It is a leaf: it holds no rule and changes
+// nothing but its own outbox.
 //
 // Messages are written to the outbox in the transaction of what they tell, so that none is lost and
 // none is told of what did not happen. Delivery is at least once, for 24 hours, with exponential
-// backoff; receivers drop doubles by the id. Data comes from the Store and goes to the configured
-// URLs, signed:
+// backoff; receivers drop doubles by the id. Data comes from the Store and goes to the configured mail
+// server and URLs, signed:
 //
 //	Curfew-Signature: t=UNIX,v1=HEX(HMAC-SHA256(secret, "UNIX." + body))
 package notify
@@ -18,11 +18,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -42,10 +46,20 @@ const (
 	longestIdle  = time.Minute
 )
 
-// Delivery is one message for one URL.
+// KindUndeliverable is the trail's record of a message that its receiver will not get.
+const KindUndeliverable = "notify.undeliverable"
+
+// ErrRefused means that the receiver refused this message for good: to try again is no use.
+var ErrRefused = errors.New("refused for good")
+
+// MailLane is the queue of the mail server; a webhook's is its URL.
+const MailLane = "mail"
+
+// Delivery is one message for one receiver.
 type Delivery struct {
 	ID       string
-	URL      string
+	Lane     string
+	URL      string // of a mail: mailto:ADDRESS
 	Body     []byte
 	Created  time.Time
 	Attempts int
@@ -53,14 +67,16 @@ type Delivery struct {
 
 // Store is the durable outbox.
 type Store interface {
-	// DueDeliveries lists at most limit for one URL that are due now, oldest first.
-	DueDeliveries(ctx context.Context, url string, now time.Time, limit int) ([]Delivery, error)
-	// NextDelivery is when the next one for this URL is due; zero for none.
-	NextDelivery(ctx context.Context, url string) (time.Time, error)
+	// DueDeliveries lists at most limit of one lane that are due now, oldest first.
+	DueDeliveries(ctx context.Context, lane string, now time.Time, limit int) ([]Delivery, error)
+	// NextDelivery is when the next one of this lane is due; zero for none.
+	NextDelivery(ctx context.Context, lane string) (time.Time, error)
 	PutAttempt(ctx context.Context, d Delivery, next time.Time, why string) error
 	DropDelivery(ctx context.Context, d Delivery) error
-	// DropOthers removes what is for none of these URLs.
-	DropOthers(ctx context.Context, urls []string) error
+	// GiveUp removes one that cannot be delivered and puts why on the trail, in one transaction.
+	GiveUp(ctx context.Context, d Delivery, why string) error
+	// DropOthers removes what is for none of these lanes.
+	DropOthers(ctx context.Context, lanes []string) error
 }
 
 // Webhook is one receiver. Secret signs what it gets.
@@ -73,6 +89,8 @@ type Webhook struct {
 type Config struct {
 	Store    Store
 	Webhooks []Webhook
+	// Mail is nil for none.
+	Mail *Mail
 	// Transport is nil for http.DefaultTransport's behaviour.
 	Transport http.RoundTripper
 	Now       func() time.Time
@@ -88,14 +106,15 @@ type Sender struct {
 
 // lane is one receiver's own queue: a dead one keeps nobody else waiting.
 type lane struct {
-	Webhook
-	wake chan struct{} // of one
+	name    string
+	deliver func(context.Context, Delivery) error
+	wake    chan struct{} // of one
 }
 
 // New checks the configuration.
 func New(c Config) (*Sender, error) {
 	if c.Store == nil || c.Now == nil || c.Log == nil {
-		return nil, errors.New("webhooks: store, clock or log is missing")
+		return nil, errors.New("notify: store, clock or log is missing")
 	}
 	s := &Sender{c: c}
 	for _, w := range c.Webhooks {
@@ -106,7 +125,14 @@ func New(c Config) (*Sender, error) {
 			return nil, fmt.Errorf("webhook %s: the secret has %d bytes; at least %d",
 				w.URL, len(w.Secret), minSecret)
 		}
-		s.lanes = append(s.lanes, &lane{Webhook: w, wake: make(chan struct{}, 1)})
+		s.add(w.URL, func(ctx context.Context, d Delivery) error { return s.post(ctx, d, w.Secret) })
+	}
+	if c.Mail != nil {
+		m, err := newMailer(*c.Mail, c.Now)
+		if err != nil {
+			return nil, err
+		}
+		s.add(MailLane, m.send)
 	}
 	s.client = &http.Client{
 		Timeout: timeout, Transport: c.Transport,
@@ -114,6 +140,10 @@ func New(c Config) (*Sender, error) {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return s, nil
+}
+
+func (s *Sender) add(name string, deliver func(context.Context, Delivery) error) {
+	s.lanes = append(s.lanes, &lane{name: name, deliver: deliver, wake: make(chan struct{}, 1)})
 }
 
 // CheckURL accepts an absolute http or https URL with a host and without a password.
@@ -131,27 +161,75 @@ func CheckURL(raw string) error {
 // LoadSecret reads a webhook's secret from a file that only its owner may read; white space around
 // it is dropped.
 func LoadSecret(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	b, err := loadPrivate(path)
+	if err == nil && len(b) < minSecret {
+		err = fmt.Errorf("webhook secret %s has %d bytes; at least %d", path, len(b), minSecret)
+	}
+	return b, err
+}
+
+// LoadPassword reads a password that somebody else chose, by the same rules but any length.
+func LoadPassword(path string) (string, error) {
+	b, err := loadPrivate(path)
+	if err == nil && len(b) == 0 {
+		err = fmt.Errorf("secret %s is empty", path)
+	}
+	return string(b), err
+}
+
+// othersRead says whether anybody but the owner may use the file, or where it is root's anybody but root and
+// this service's own group: so Kubernetes mounts secrets, and so administrators give files to services.
+func othersRead(info fs.FileInfo, gid int) bool {
+	over := info.Mode().Perm() & 0o077
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok && owner.Uid == 0 && gid != 0 && int(owner.Gid) == gid {
+		over &^= 0o040
+	}
+	return over != 0
+}
+
+// Credential begins the name of a secret that systemd hands to the service (LoadCredential=, systemd.exec(5))
+// in place of a path: "credential:NAME".
+const Credential = "credential:"
+
+// secretPath is where a secret lies, and whether systemd keeps it from others.
+func secretPath(path string) (file string, kept bool, err error) {
+	name, ok := strings.CutPrefix(path, Credential)
+	if !ok {
+		return path, false, nil
+	}
+	dir := os.Getenv("CREDENTIALS_DIRECTORY")
+	if dir == "" {
+		return "", false, fmt.Errorf("secret %s: systemd handed over no credentials; the unit needs "+
+			"LoadCredential=%s:/PATH", path, name)
+	}
+	return filepath.Join(dir, name), true, nil
+}
+
+func loadPrivate(path string) ([]byte, error) {
+	file, kept, err := secretPath(path)
 	if err != nil {
-		return nil, fmt.Errorf("webhook secret: %w", err)
+		return nil, err
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, fmt.Errorf("secret: %w", err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("webhook secret: %w", err)
+		return nil, fmt.Errorf("secret: %w", err)
 	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("webhook secret %s has mode %04o: others can read it; chmod 0600 it",
+	if !kept && othersRead(info, os.Getegid()) {
+		return nil, fmt.Errorf("secret %s has mode %04o: others can read it; chmod 0600 it",
 			path, info.Mode().Perm())
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
 	if err != nil {
-		return nil, fmt.Errorf("webhook secret: %w", err)
+		return nil, fmt.Errorf("secret: %w", err)
 	}
 	b = bytes.TrimSpace(b)
-	if len(b) < minSecret || len(b) > maxSecret {
-		return nil, fmt.Errorf("webhook secret %s has %d bytes; want %d to %d", path, len(b), minSecret,
-			maxSecret)
+	if len(b) > maxSecret {
+		return nil, fmt.Errorf("secret %s has more than %d bytes", path, maxSecret)
 	}
 	return b, nil
 }
@@ -168,12 +246,12 @@ func (s *Sender) Wake() {
 
 // Run delivers until ctx ends. Messages for receivers that are no longer configured are dropped.
 func (s *Sender) Run(ctx context.Context) error {
-	urls := make([]string, 0, len(s.lanes))
+	names := make([]string, 0, len(s.lanes))
 	for _, l := range s.lanes {
-		urls = append(urls, l.URL)
+		names = append(names, l.name)
 	}
-	if err := s.c.Store.DropOthers(ctx, urls); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("webhooks: %w", err)
+	if err := s.c.Store.DropOthers(ctx, names); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("notify: %w", err)
 	}
 	var wg sync.WaitGroup
 	for _, l := range s.lanes {
@@ -186,10 +264,10 @@ func (s *Sender) Run(ctx context.Context) error {
 func (s *Sender) run(ctx context.Context, l *lane) {
 	for ctx.Err() == nil {
 		if err := s.once(ctx, l); err != nil && ctx.Err() == nil {
-			s.c.Log.Error("the webhook outbox cannot be read", "url", l.URL, "error", err)
+			s.c.Log.Error("the outbox cannot be read", "lane", l.name, "error", err)
 		}
 		wait := longestIdle
-		if next, err := s.c.Store.NextDelivery(ctx, l.URL); err == nil && !next.IsZero() {
+		if next, err := s.c.Store.NextDelivery(ctx, l.name); err == nil && !next.IsZero() {
 			wait = min(max(next.Sub(s.c.Now()), shortestIdle), wait)
 		}
 		timer := time.NewTimer(wait)
@@ -204,7 +282,7 @@ func (s *Sender) run(ctx context.Context, l *lane) {
 
 // once tries everything that is due now for one receiver, in order.
 func (s *Sender) once(ctx context.Context, l *lane) error {
-	due, err := s.c.Store.DueDeliveries(ctx, l.URL, s.c.Now(), batch)
+	due, err := s.c.Store.DueDeliveries(ctx, l.name, s.c.Now(), batch)
 	if err != nil {
 		return err
 	}
@@ -212,14 +290,16 @@ func (s *Sender) once(ctx context.Context, l *lane) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		s.try(ctx, d, l.Secret)
+		s.try(ctx, d, l.deliver)
 	}
 	return nil
 }
 
-func (s *Sender) try(ctx context.Context, d Delivery, secret []byte) {
+func (s *Sender) try(
+	ctx context.Context, d Delivery, deliver func(context.Context, Delivery) error,
+) {
 	log := s.c.Log.With("message", d.ID, "url", d.URL)
-	err := s.send(ctx, d, secret)
+	err := deliver(ctx, d)
 	if ctx.Err() != nil {
 		return // stopping; it will come again
 	}
@@ -228,9 +308,10 @@ func (s *Sender) try(ctx context.Context, d Delivery, secret []byte) {
 	case err == nil:
 		log.Debug("message delivered")
 		s.settle(log, s.c.Store.DropDelivery(ctx, d))
-	case now.Sub(d.Created) >= Lifetime:
-		log.Error("message given up", "attempts", d.Attempts+1, "error", err)
-		s.settle(log, s.c.Store.DropDelivery(ctx, d))
+	case errors.Is(err, ErrRefused), now.Sub(d.Created) >= Lifetime:
+		d.Attempts++
+		log.Error("message given up", "attempts", d.Attempts, "error", err)
+		s.settle(log, s.c.Store.GiveUp(ctx, d, err.Error()))
 	default:
 		next := now.Add(backoff(d.Attempts))
 		d.Attempts++
@@ -250,7 +331,7 @@ func backoff(attempts int) time.Duration {
 	return min(firstRetry<<min(attempts, 20), longestWait)
 }
 
-func (s *Sender) send(ctx context.Context, d Delivery, secret []byte) error {
+func (s *Sender) post(ctx context.Context, d Delivery, secret []byte) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, d.URL, bytes.NewReader(d.Body))
 	if err != nil {
 		return err

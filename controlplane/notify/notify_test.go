@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,6 +31,8 @@ type box struct {
 	mu   sync.Mutex // guards the rest
 	rows map[string]Delivery
 	next map[string]time.Time
+	// gaveUp is what will not be delivered, and why.
+	gaveUp []string
 }
 
 func newBox(at time.Time, urls ...string) *box {
@@ -87,6 +91,16 @@ func (b *box) DropDelivery(_ context.Context, d Delivery) error {
 	delete(b.rows, d.URL)
 	delete(b.next, d.URL)
 	return nil
+}
+
+func (b *box) GiveUp(ctx context.Context, d Delivery, why string) error {
+	if why == "" {
+		return errors.New("given up without a reason")
+	}
+	b.mu.Lock()
+	b.gaveUp = append(b.gaveUp, d.URL+": "+why)
+	b.mu.Unlock()
+	return b.DropDelivery(ctx, d)
 }
 
 func (b *box) left() int {
@@ -278,3 +292,61 @@ func TestSecrets(t *testing.T) {
 		}
 	}
 }
+
+// A secret that systemd hands over is found by its name, whatever its mode: systemd keeps others out.
+func TestSecretsThatSystemdHandsOver(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "hook"), []byte("0123456789abcdef\n"), 0o440); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CREDENTIALS_DIRECTORY", dir)
+	if got, err := LoadSecret("credential:hook"); err != nil || string(got) != "0123456789abcdef" {
+		t.Errorf("it reads as %q, %v", got, err)
+	}
+	if _, err := LoadSecret("credential:none"); err == nil {
+		t.Error("a credential that is not there is read")
+	}
+	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	if _, err := LoadSecret("credential:hook"); err == nil ||
+		!strings.Contains(err.Error(), "LoadCredential=hook:/PATH") {
+		t.Errorf("without systemd: %v", err)
+	}
+}
+
+// A secret is the owner's alone; one of root's may be readable to the group that the service runs as.
+func TestWhoMayReadASecret(t *testing.T) {
+	const service = 64443
+	for name, tt := range map[string]struct {
+		mode          fs.FileMode
+		owner, group  uint32
+		gid           int
+		othersMayRead bool
+	}{
+		"the owner's":            {0o600, service, service, service, false},
+		"everybody's":            {0o644, service, service, service, true},
+		"as Kubernetes mounts":   {0o440, 0, service, service, false},
+		"the service writes too": {0o460, 0, service, service, true},
+		"another group's":        {0o440, 0, 50, service, true},
+		"root's own group":       {0o640, 0, 0, 0, true},
+		"a user's, to the group": {0o640, 1000, service, service, true},
+		"root's, to everybody":   {0o444, 0, service, service, true},
+	} {
+		got := othersRead(file{tt.mode, &syscall.Stat_t{Uid: tt.owner, Gid: tt.group}}, tt.gid)
+		if got != tt.othersMayRead {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+// file is what stat says.
+type file struct {
+	mode fs.FileMode
+	sys  *syscall.Stat_t
+}
+
+func (f file) Name() string       { return "" }
+func (f file) Size() int64        { return 0 }
+func (f file) Mode() fs.FileMode  { return f.mode }
+func (f file) ModTime() time.Time { return time.Time{} }
+func (f file) IsDir() bool        { return false }
+func (f file) Sys() any           { return f.sys }

@@ -22,10 +22,11 @@ func good() (request.Ask, policy.Facts) {
 		Name: "ops", AllowLogin: true, MaxDuration: time.Hour, ApproverGroup: "sre", Approvals: 2,
 		RequesterGroups: []string{"dev"}, HostLabels: map[string]string{"env": "prod"},
 	}
-	return request.Ask{
+	ask := request.Ask{
 		Requester: "alice", Role: "ops", Hosts: []string{"web1"}, Duration: time.Minute,
 		Reason: "it hangs",
-	}, policy.Facts{
+	}
+	return ask, policy.Facts{
 		Requester: policy.Person{
 			Name: "alice", UID: 1900000001, Groups: []string{"dev", "sre"}, SSHKeys: []string{key},
 		},
@@ -53,7 +54,7 @@ func TestDecide(t *testing.T) {
 		fault policy.Fault
 		says  string
 	}{
-		"good":         {func(*request.Ask, *policy.Facts) {}, policy.None, "needs 2 approvals from group sre"},
+		"good":         {func(*request.Ask, *policy.Facts) {}, policy.None, "needs 2 approvals of group sre"},
 		"blank reason": {func(a *request.Ask, _ *policy.Facts) { a.Reason = " " }, policy.BadAsk, "reason"},
 		"long reason": {func(a *request.Ask, _ *policy.Facts) {
 			a.Reason = strings.Repeat("x", 4097)
@@ -104,7 +105,7 @@ func TestDecide(t *testing.T) {
 		}, policy.NotYet, "not in force"},
 		"too few approvers besides the requester": {func(_ *request.Ask, f *policy.Facts) {
 			f.Trust.Approvers = f.Trust.Approvers[:2]
-		}, policy.Forbidden, "that group has 1"},
+		}, policy.Forbidden, "1 approval of group sre lacking"},
 		"a disabled approver": {func(_ *request.Ask, f *policy.Facts) {
 			f.Disabled["bob"] = true
 		}, policy.Forbidden, "nobody can approve"},
@@ -116,8 +117,8 @@ func TestDecide(t *testing.T) {
 			if v.Fault != c.fault || !strings.Contains(v.Text, c.says) || v.Text == "" {
 				t.Errorf("it says %d %q, want %d and %q", v.Fault, v.Text, c.fault, c.says)
 			}
-			if v.Accepted() && (v.Approvals != 2 || v.Group != "sre") {
-				t.Errorf("accepted with %d of %s", v.Approvals, v.Group)
+			if v.Accepted() && (len(v.Needs) != 1 || v.Needs[0] != grant.Need{Group: "sre", Approvals: 2}) {
+				t.Errorf("accepted with %v", v.Needs)
 			}
 		})
 	}
@@ -127,7 +128,8 @@ func TestTermsAreWhatWasAskedFor(t *testing.T) {
 	ask, facts := good()
 	ask.Hosts, facts.Role.HostLabels = []string{"web2", "web1"}, nil
 	draft := policy.Draft{RequestID: "0123456789ab", Revision: 1, Now: now, Lapses: now.Add(24 * time.Hour)}
-	raw, err := policy.Terms(ask, facts, draft)
+	verdict := policy.Decide(ask, facts)
+	raw, err := policy.Terms(ask, facts, verdict, draft)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,11 +142,15 @@ func TestTermsAreWhatWasAskedFor(t *testing.T) {
 		terms.GetHardEndMs() != now.Add(25*time.Hour+time.Minute).UnixMilli() {
 		t.Errorf("the terms are %v", terms)
 	}
-	if err := policy.Unchanged(raw, facts); err != nil {
+	if err := policy.Unchanged(raw, ask, facts, verdict); err != nil {
 		t.Errorf("unchanged facts: %v", err)
 	}
 	for name, change := range map[string]func(*policy.Facts){
-		"role":        func(f *policy.Facts) { f.Role.MaxDuration++ },
+		"role":        func(f *policy.Facts) { f.Role.AllowLogin, f.Role.Groups = false, []string{"adm"} },
+		"more needed": func(f *policy.Facts) { f.Role.Approvals = 3 },
+		"others needed": func(f *policy.Facts) {
+			f.Role.ApproverGroup, f.Trust.Quorums[0].Group = "boss", "boss"
+		},
 		"no role":     func(f *policy.Facts) { f.Role = nil },
 		"another key": func(f *policy.Facts) { f.Requester.SSHKeys = nil },
 		"another uid": func(f *policy.Facts) { f.Requester.UID++ },
@@ -152,13 +158,17 @@ func TestTermsAreWhatWasAskedFor(t *testing.T) {
 		_, changed := good()
 		changed.Role.HostLabels = nil
 		change(&changed)
-		if err := policy.Unchanged(raw, changed); !errors.Is(err, policy.ErrChanged) {
+		now := verdict
+		if changed.Role != nil {
+			now.Needs = []grant.Need{{Group: changed.Role.ApproverGroup, Approvals: changed.Role.Approvals}}
+		}
+		if err := policy.Unchanged(raw, ask, changed, now); !errors.Is(err, policy.ErrChanged) {
 			t.Errorf("%s changed: %v", name, err)
 		}
 	}
 	draft.Follows, draft.Revision, ask.Duration = raw, 2, 3*time.Minute
 	draft.Now = now.Add(time.Hour)
-	next, err := policy.Terms(ask, facts, draft)
+	next, err := policy.Terms(ask, facts, verdict, draft)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,9 +1,14 @@
 // Package policy decides whether a request may be asked for at all and what it needs.
 //
-// It is pure: Decide gets the request and every fact, and returns a verdict that explains itself.
-// The policy is fixed: k approvals of the role's approver group, by people other than the requester.
-// Facts come from the directory and the trust file through package access; the verdict goes back
-// there. Nothing here grants anything: hosts check the approvals again.
+// It is pure: Decide gets the request and every fact, and returns a verdict that explains itself. What
+// decides is a policy file (docs/operate/policy.md): roles, sets of hosts and ordered rules, of which
+// the first that matches counts; where none does, the answer is no. Without a file, every role of the
+// directory is one rule: k approvals of its approver group.
+//
+// A decision is bounded: the typed fields of a rule come first, by sets that are worked out once; a
+// condition has a cost limit, a pattern is RE2's, and the number of everything is capped. Facts come
+// from the directory and the trust file through package access; the verdict goes back there. Nothing
+// here grants anything: hosts check approvals and standing rules again.
 package policy
 
 import (
@@ -11,7 +16,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/curfew-access/curfew/internal/grant"
@@ -62,7 +69,7 @@ func (r *Role) Rules() []*curfewv1.SudoRule {
 }
 
 // RootEquivalent says whether the role gives all of root.
-func (r *Role) RootEquivalent() bool { return grant.RootEquivalent(r.Rules()) }
+func (r *Role) RootEquivalent() bool { return grant.RootEquivalent(r.Rules(), r.Groups) }
 
 // Hash names the role's exact content; terms carry it as their policy hash.
 func (r *Role) Hash() ([]byte, error) {
@@ -76,13 +83,22 @@ func (r *Role) Hash() ([]byte, error) {
 
 // Check accepts a role that is complete and gives something, and puts its lists in order.
 func (r *Role) Check() error {
-	if err := errors.Join(grant.CheckRoleName(r.Name), grant.CheckGroupName(r.ApproverGroup)); err != nil {
+	if err := grant.CheckGroupName(r.ApproverGroup); err != nil {
+		return err
+	}
+	if r.Approvals < 1 || r.Approvals > grant.MaxApprovals {
+		return fmt.Errorf("role %s: approvals is %d, want 1 to %d",
+			r.Name, r.Approvals, grant.MaxApprovals)
+	}
+	return errors.Join(r.checkRights(), r.checkRequesters(), CheckLabels(r.HostLabels))
+}
+
+// checkRights accepts what a role gives, whoever may ask for it.
+func (r *Role) checkRights() error {
+	if err := grant.CheckRoleName(r.Name); err != nil {
 		return err
 	}
 	switch {
-	case r.Approvals < 1 || r.Approvals > grant.MaxApprovals:
-		return fmt.Errorf("role %s: approvals is %d, want 1 to %d",
-			r.Name, r.Approvals, grant.MaxApprovals)
 	case r.MaxDuration < grant.MinDuration || r.MaxDuration > grant.MaxDuration:
 		return fmt.Errorf("role %s: the longest duration is %s, want %s to %s",
 			r.Name, r.MaxDuration, grant.MinDuration, grant.MaxDuration)
@@ -97,7 +113,7 @@ func (r *Role) Check() error {
 		return fmt.Errorf("role %s: at most %d sudo rules and %d groups",
 			r.Name, grant.MaxSudoRules, grant.MaxGroups)
 	}
-	return errors.Join(r.checkRules(), r.checkGroups(), CheckLabels(r.HostLabels))
+	return errors.Join(r.checkRules(), r.checkGroups())
 }
 
 func (r *Role) checkRules() error {
@@ -112,13 +128,17 @@ func (r *Role) checkRules() error {
 func (r *Role) checkGroups() error {
 	slices.Sort(r.Groups)
 	r.Groups = slices.Compact(r.Groups)
-	slices.Sort(r.RequesterGroups)
-	r.RequesterGroups = slices.Compact(r.RequesterGroups)
 	for _, g := range r.Groups {
 		if err := grant.CheckUnixGroup(g); err != nil {
 			return fmt.Errorf("role %s: %w", r.Name, err)
 		}
 	}
+	return nil
+}
+
+func (r *Role) checkRequesters() error {
+	slices.Sort(r.RequesterGroups)
+	r.RequesterGroups = slices.Compact(r.RequesterGroups)
 	if len(r.RequesterGroups) > grant.MaxGroups {
 		return fmt.Errorf("role %s: at most %d requester groups", r.Name, grant.MaxGroups)
 	}
@@ -130,7 +150,7 @@ func (r *Role) checkGroups() error {
 	return nil
 }
 
-// CheckLabels accepts at most 16 labels: keys and values of 1 to 63 of a-z, 0-9, '.', '_', '-'.
+// CheckLabels accepts at most 16 labels as hosts may carry them, with a value each.
 func CheckLabels(labels map[string]string) error {
 	if len(labels) > maxLabels {
 		return fmt.Errorf("%d labels; at most %d", len(labels), maxLabels)
@@ -138,22 +158,53 @@ func CheckLabels(labels map[string]string) error {
 	for k, v := range labels {
 		for _, s := range []string{k, v} {
 			if !isLabel(s) {
-				return fmt.Errorf("label %q=%q: 1 to %d characters of a-z, 0-9, '.', '_' and '-'",
-					grant.VisibleText(k), grant.VisibleText(v), maxLabel)
+				return fmt.Errorf("label %q=%q: 1 to %d characters of %s", grant.VisibleText(k),
+					grant.VisibleText(v), maxLabel, labelLetters)
 			}
 		}
 	}
 	return nil
 }
 
+// Carries tells whether labels hold all that are wanted.
+func Carries(labels, want map[string]string) bool {
+	for k, v := range want {
+		if labels[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+// LabelsText writes labels as the command line takes them.
+func LabelsText(labels map[string]string) string {
+	pairs := make([]string, 0, len(labels))
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		pairs = append(pairs, k+"="+labels[k])
+	}
+	return strings.Join(pairs, ",")
+}
+
+// labelLetters are those of package enrol's labels: what a host carries can be asked for.
+const labelLetters = "a-z, A-Z, 0-9, '.', '_', '-' and '/'"
+
 func isLabel(s string) bool {
 	if s == "" || len(s) > maxLabel {
 		return false
 	}
 	for _, c := range []byte(s) {
-		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '.' && c != '_' && c != '-' {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') &&
+			strings.IndexByte("._-/", c) < 0 {
 			return false
 		}
 	}
 	return true
+}
+
+// rights are terms that hold what the role gives and nothing else.
+func (r *Role) rights() *curfewv1.Terms {
+	return &curfewv1.Terms{
+		AllowLogin: r.AllowLogin, Groups: r.Groups, SudoRules: r.Rules(),
+		RootEquivalent: r.RootEquivalent(),
+	}
 }

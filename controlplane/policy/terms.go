@@ -3,6 +3,7 @@ package policy
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -28,13 +29,15 @@ type Draft struct {
 }
 
 // ErrChanged means that the directory says something else than when the terms were drawn up.
-var ErrChanged = errors.New("the role or the requester's SSH keys changed since this was asked")
+var ErrChanged = errors.New("the role, what it needs or the requester's SSH keys changed since this " +
+	"was asked")
 
-// Terms are the exact bytes to approve for an accepted ask.
-func Terms(a request.Ask, f Facts, d Draft) ([]byte, error) {
-	hash, err := f.Role.Hash()
-	if err != nil {
-		return nil, err
+// Terms are the exact bytes to approve for an accepted ask, or to seal at once when the verdict names
+// a standing rule.
+func Terms(a request.Ask, f Facts, v Verdict, d Draft) ([]byte, error) {
+	earliest := d.Now
+	if a.Start.After(earliest) {
+		earliest = a.Start
 	}
 	latest := d.Lapses.Add(startSlack)
 	t := &curfewv1.Terms{
@@ -43,11 +46,23 @@ func Terms(a request.Ask, f Facts, d Draft) ([]byte, error) {
 		Login: a.Requester, Uid: f.Requester.UID, AllowLogin: f.Role.AllowLogin,
 		Groups: f.Role.Groups, SudoRules: f.Role.Rules(), AuthorizedKeys: loginKeys(f),
 		StartMode:       curfewv1.StartMode_START_MODE_CONFIRMATION,
-		StartEarliestMs: d.Now.UnixMilli(), StartLatestMs: latest.UnixMilli(),
+		StartEarliestMs: earliest.UnixMilli(), StartLatestMs: latest.UnixMilli(),
 		DurationMs: a.Duration.Milliseconds(), HardEndMs: latest.Add(a.Duration).UnixMilli(),
-		ApprovalsNeeded: f.Role.Approvals, ApproverGroup: f.Role.ApproverGroup,
-		PolicyHash: hash, ReasonHash: grant.ReasonHash(a.Reason),
-		RootEquivalent: f.Role.RootEquivalent(),
+		PolicyHash: v.PolicyHash, ReasonHash: grant.ReasonHash(a.Reason),
+		RootEquivalent: f.Role.RootEquivalent(), StandingRule: v.Standing, Emergency: v.Emergency,
+		SingleUse: a.SingleUse,
+	}
+	if len(a.Windows) > 0 {
+		windows(t, a)
+	} else if v.FirstUse {
+		t.StartMode = curfewv1.StartMode_START_MODE_FIRST_USE
+	}
+	for i, n := range v.Needs {
+		if i == 0 {
+			t.ApproverGroup, t.ApprovalsNeeded = n.Group, n.Approvals
+		} else {
+			t.AlsoNeeded = append(t.AlsoNeeded, &curfewv1.Need{Group: n.Group, Approvals: n.Approvals})
+		}
 	}
 	if d.Follows != nil {
 		if err := follow(t, d); err != nil {
@@ -55,6 +70,18 @@ func Terms(a request.Ask, f Facts, d Draft) ([]byte, error) {
 		}
 	}
 	return grant.MarshalTerms(t)
+}
+
+// windows makes terms of a list of windows: each becomes a grant of its own (PROTOCOL.md section 1).
+func windows(t *curfewv1.Terms, a request.Ask) {
+	for _, w := range a.Windows {
+		t.Windows = append(t.Windows, &curfewv1.Span{
+			StartMs: w.Start.UnixMilli(), EndMs: w.End.UnixMilli(),
+		})
+	}
+	end := a.Windows[len(a.Windows)-1].End.UnixMilli()
+	t.DurationMs, t.StartEarliestMs = a.Longest().Milliseconds(), a.Windows[0].Start.UnixMilli()
+	t.StartLatestMs, t.HardEndMs = end-1, end
 }
 
 // follow ties an extension to the terms in force. The hard end moves by what the duration gains, so
@@ -72,8 +99,9 @@ func follow(t *curfewv1.Terms, d Draft) error {
 	return nil
 }
 
-// Unchanged says whether the terms still are what the directory would give; ErrChanged when not.
-func Unchanged(raw []byte, f Facts) error {
+// Unchanged says whether terms that wait still are good: they give what the verdict of now would give,
+// to the same person, and need at least as much. ErrChanged when not.
+func Unchanged(raw []byte, a request.Ask, f Facts, v Verdict) error {
 	t, err := grant.ParseTerms(raw)
 	if err != nil {
 		return err
@@ -81,13 +109,29 @@ func Unchanged(raw []byte, f Facts) error {
 	if f.Role == nil {
 		return ErrChanged
 	}
-	hash, err := f.Role.Hash()
+	now := standingTerms(&a, &f, v)
+	was, errWas := grant.RightsDigest(t)
+	is, errIs := grant.RightsDigest(now)
+	if err := errors.Join(errWas, errIs); err != nil {
+		return err
+	}
+	if was != is || t.GetUid() != now.GetUid() ||
+		!slices.Equal(t.GetAuthorizedKeys(), now.GetAuthorizedKeys()) {
+		return ErrChanged
+	}
+	needs := grant.NeedsOf(t)
+	if v.Standing == "" && !grant.Covers(needs, v.Needs) {
+		return fmt.Errorf("%w: it now needs %s", ErrChanged, grant.NeedsText(v.Needs))
+	}
+	hosts, err := grant.HostsOf(t)
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(hash, t.GetPolicyHash()) || t.GetUid() != f.Requester.UID ||
-		!slices.Equal(t.GetAuthorizedKeys(), loginKeys(f)) {
-		return ErrChanged
+	if err := grant.CheckFloor(f.Trust, t.GetRole(), needs, hosts); err != nil {
+		return fmt.Errorf("%w: hosts would not take it any more: %w", ErrChanged, err)
+	}
+	if missing := grant.Missing(needs, a.Requester, f.approvers(&a, needs)); len(missing) > 0 {
+		return fmt.Errorf("%w: nobody can give %s any more", ErrChanged, grant.NeedsText(missing))
 	}
 	return nil
 }

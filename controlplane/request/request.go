@@ -8,13 +8,56 @@ import (
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
-// Ask is what a person types: access to hosts in a role, for a duration, with a reason.
+// Ask is what a person types: access to hosts in a role, for a duration, with a reason. Its JSON is kept
+// with each revision, so that old decisions can be explained.
 type Ask struct {
-	Requester string
-	Role      string
-	Hosts     []string // names
-	Duration  time.Duration
-	Reason    string
+	Requester string        `json:"requester"`
+	Role      string        `json:"role"`
+	Hosts     []string      `json:"hosts"` // names
+	Duration  time.Duration `json:"duration_ns,omitempty"`
+	Reason    string        `json:"reason"`
+	// Start is when it may begin; zero: at once.
+	Start time.Time `json:"start,omitzero"`
+	// Selector are labels of hosts that are meant beside those named; Hosts holds them once resolved.
+	Selector map[string]string `json:"selector,omitempty"`
+	// Windows are used instead of Start and Duration.
+	Windows   []Span `json:"windows,omitempty"`
+	SingleUse bool   `json:"single_use,omitempty"`
+	Emergency bool   `json:"emergency,omitempty"`
+	// Ticket of another system; empty for none.
+	Ticket string `json:"ticket,omitempty"`
+	// Extends says that this prolongs what was granted; Duration is the whole new one.
+	Extends bool `json:"extends,omitempty"`
+}
+
+// Span is one of several windows.
+type Span struct {
+	Start time.Time `json:"start"`
+	End   time.Time `json:"end"`
+}
+
+// Longest is how long the longest window lasts.
+func (a *Ask) Longest() time.Duration {
+	d := a.Duration
+	for _, w := range a.Windows {
+		d = max(d, w.End.Sub(w.Start))
+	}
+	return d
+}
+
+// Starts are the moments at which a window would open; of an ask for at once, now.
+func (a *Ask) Starts(now time.Time) []time.Time {
+	if len(a.Windows) == 0 {
+		if a.Start.After(now) {
+			return []time.Time{a.Start}
+		}
+		return []time.Time{now}
+	}
+	out := make([]time.Time, 0, len(a.Windows))
+	for _, w := range a.Windows {
+		out = append(out, w.Start)
+	}
+	return out
 }
 
 // Host is one host of a request: the id counts, the name is for people.
@@ -35,6 +78,7 @@ const (
 	OutLapsed   Outcome = 5
 	OutVoid     Outcome = 6 // the request ended before the extension was decided
 	OutApproved Outcome = 7 // decided; the grants are not sealed yet
+	OutEdited   Outcome = 8 // the requester changed it before it was decided
 )
 
 // Decision is one approver's word over one revision.
@@ -45,21 +89,31 @@ type Decision struct {
 	At       time.Time
 	Revision uint32
 	SSHSig   []byte // of an approval
+	// Counts are the groups of the revision's needs for which the approver counted, "manager"
+	// included. It is for words: whether approvals suffice is worked out from the trust file.
+	Counts []string
 	// Void is set when the approval stopped counting: the approver left the group, or lost the key.
 	Void bool
 }
 
-// Revision is one version of a request's terms. Number 1 is the request itself, later ones are
-// extensions.
+// Revision is one version of a request's terms. Number 1 is the request itself; later ones are edits
+// while nothing was granted, and extensions from then on.
 type Revision struct {
-	Number    uint32
-	Terms     []byte // the exact bytes that approvers sign
-	Duration  time.Duration
-	Reason    string
-	Created   time.Time
-	Lapses    time.Time
-	Needed    uint32 // approvals
-	Group     string // whose
+	Number   uint32
+	Terms    []byte // the exact bytes that approvers sign
+	Duration time.Duration
+	Reason   string
+	Created  time.Time
+	Lapses   time.Time
+	// Needs are the approvals that the terms need; none when Standing opens them.
+	Needs []grant.Need
+	// Standing is the standing rule that opened it without approvals; empty for none.
+	Standing string
+	// Rule is the policy's rule that decided, with its line; PolicyHash the policy.
+	Rule       string
+	PolicyHash []byte
+	// Facts are what the decision rested on, as package policy keeps them.
+	Facts     []byte
 	Outcome   Outcome
 	Decisions []Decision
 }
@@ -81,6 +135,47 @@ type Request struct {
 	EndedAt time.Time
 	// Changed is the time of the newest change.
 	Changed time.Time
+	// Review is what became of an emergency request afterwards; nil when there is nothing to review.
+	Review *Review
+}
+
+// Review is somebody's look at an emergency request after the fact. It is due while By is empty.
+type Review struct {
+	By        string
+	Justified bool
+	Comment   string
+	At        time.Time
+	// Reminded is when approvers were last told that it is due.
+	Reminded time.Time
+}
+
+// ReviewDue says whether an emergency request waits for its review.
+func (r *Request) ReviewDue() bool { return r.Review != nil && r.Review.By == "" }
+
+// Reviewed records what somebody found of an emergency request. Nobody reviews their own, and what was
+// said stays.
+func (r *Request) Reviewed(v Review) error {
+	switch {
+	case r.Review == nil:
+		return fmt.Errorf("%w: it was no emergency, so there is nothing to review", ErrState)
+	case !r.ReviewDue():
+		return fmt.Errorf("%w: %s has reviewed it", ErrTwice, r.Review.By)
+	case v.By == r.Requester:
+		return fmt.Errorf("%w: nobody reviews their own request", ErrState)
+	}
+	v.Reminded = r.Review.Reminded
+	r.Review, r.Changed = &v, v.At
+	return nil
+}
+
+// Extends says whether a revision prolongs what was granted before, and is not an edit.
+func (r *Request) Extends(rev *Revision) bool {
+	for i := range r.Revisions {
+		if r.Revisions[i].Outcome == OutGranted && r.Revisions[i].Number < rev.Number {
+			return true
+		}
+	}
+	return false
 }
 
 // New is a pending request with its first revision.
@@ -206,6 +301,26 @@ func (r *Request) Withdraw(at time.Time) error {
 
 // Lapse is what becomes of a revision that nobody decided in time.
 func (r *Request) Lapse(at time.Time) error { return r.close(EventLapse, OutLapsed, at) }
+
+// Edit replaces the waiting revision of a request of which nothing is granted yet. Decisions on the
+// old one are void: they were made over other terms.
+func (r *Request) Edit(seen uint32, rev Revision) error {
+	old := r.Waiting()
+	switch {
+	case old == nil || r.State != Pending:
+		return fmt.Errorf("%w: it is %s; only what waits can be edited", ErrState, r.State)
+	case old.Number != seen:
+		return fmt.Errorf("%w: revision %d waits, not %d", ErrStale, old.Number, seen)
+	}
+	old.Outcome = OutEdited
+	for i := range old.Decisions {
+		old.Decisions[i].Void = true
+	}
+	rev.Number, rev.Outcome, rev.Decisions = old.Number+1, Open, nil
+	r.Revisions = append(r.Revisions, rev)
+	r.Changed = rev.Created
+	return nil
+}
 
 // Extend adds a revision with new terms to a granted request.
 func (r *Request) Extend(rev Revision) error {

@@ -8,6 +8,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/curfew-access/curfew/controlplane/request"
+	"github.com/curfew-access/curfew/internal/grant"
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
 
@@ -77,7 +78,7 @@ func TestEveryStateAndEvent(t *testing.T) {
 func fresh() *request.Request {
 	return request.New("000000000000", "alice", "ops", nil, false, request.Revision{
 		Terms: []byte("terms"), Duration: time.Minute, Created: start, Lapses: start.Add(time.Hour),
-		Needed: 1, Group: "sre",
+		Needs: []grant.Need{{Group: "sre", Approvals: 1}},
 	})
 }
 

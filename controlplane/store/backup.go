@@ -5,6 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/trail"
 )
 
 // Snapshot writes a consistent copy of the whole store into a new file of mode 0600, while others
@@ -29,5 +35,77 @@ func (s *Store) Snapshot(ctx context.Context, path string) error {
 func (t *Tx) Forget() error {
 	return errors.Join(t.exec("DELETE FROM sessions"), t.exec("DELETE FROM challenges"),
 		t.exec("DELETE FROM join_tokens"), t.exec("DELETE FROM outbox"),
-		t.exec("UPDATE hosts SET restored = 1"))
+		t.exec("UPDATE user_links SET refresh = x''"),
+		t.exec("UPDATE hosts SET restored = 1"), t.keepRestored(), t.pauseRollouts())
+}
+
+// metaRestored is how many records the trail had when it was last restored.
+const metaRestored = "restored_trail"
+
+func (t *Tx) keepRestored() error {
+	count, err := t.trailCount()
+	if err != nil {
+		return err
+	}
+	return t.PutMeta(metaRestored, strconv.FormatUint(count, 10))
+}
+
+// PutHeard notes a host's first word after a restore; see stream.Store.
+func (s *Store) PutHeard(ctx context.Context, id grant.HostID, held []grant.ID, trailSeen uint64,
+	r trail.Record,
+) (lost int, err error) {
+	err = s.Update(ctx, func(t *Tx) error {
+		first, err := t.one("UPDATE hosts SET restored = 2 WHERE id = ? AND restored = 1", id[:])
+		if err != nil || !first {
+			return err
+		}
+		unknown, err := t.unknownGrants(id, held)
+		if err != nil {
+			return err
+		}
+		text, err := t.Meta(metaRestored)
+		if err != nil {
+			return err
+		}
+		kept := trailSeen // restored by a version that did not keep it
+		if text != "" {
+			if kept, err = strconv.ParseUint(text, 10, 64); err != nil {
+				return fmt.Errorf("%w: the length of the restored trail: %w", ErrDamaged, err)
+			}
+		}
+		lost = len(unknown)
+		if lost == 0 && trailSeen <= kept {
+			return nil
+		}
+		r.Details = map[string]string{"grants": fmt.Sprint(lost)}
+		if lost > 0 {
+			r.Details["grant_ids"] = strings.Join(unknown[:min(lost, maxLostNamed)], " ")
+		}
+		if trailSeen > kept {
+			r.Details["records"] = fmt.Sprintf("%d, numbers %d to %d of the trail before", trailSeen-kept,
+				kept, trailSeen-1)
+		}
+		return t.Append(r)
+	})
+	return lost, err
+}
+
+// maxLostNamed bounds the grants that one record names.
+const maxLostNamed = 32
+
+// unknownGrants are those of a host's grants that this store does not know.
+func (t *Tx) unknownGrants(host grant.HostID, held []grant.ID) (unknown []string, err error) {
+	for _, id := range held {
+		var known bool
+		err := t.row("SELECT EXISTS (SELECT 1 FROM grants WHERE id = ? AND host = ?)", id[:], host[:]).
+			Scan(&known)
+		if err != nil {
+			return nil, fmt.Errorf("looking for grant %s: %w", id, err)
+		}
+		if !known {
+			unknown = append(unknown, id.Short())
+		}
+	}
+	slices.Sort(unknown)
+	return unknown, nil
 }

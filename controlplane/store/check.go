@@ -109,6 +109,8 @@ var house = []string{
 	"meta", "users", "user_keys", "groups", "group_members", "roles", "sessions", "challenges",
 	"hosts", "host_events", "join_tokens", "requests", "request_hosts", "revisions", "decisions",
 	"grants", "trust", "trust_unsigned", "trail", "trail_hashes", "outbox",
+	"user_links", "workloads", "spent_tokens", "scim_tokens", "scim_users", "scim_groups",
+	"cloud_instances", "rollouts", "rollout_hosts",
 }
 
 func checkTables(ctx context.Context, db *sql.DB, path string) error {

@@ -40,10 +40,18 @@ func (t *Tx) Grants(requestID string) ([]access.Grant, error) {
 	return list(t, scanGrant, grantColumns+"WHERE g.request = ? ORDER BY g.revision, h.name", requestID)
 }
 
-// GrantsDue lists live grants whose end is past.
+// GrantsDue lists live grants whose end is past. An extension that its host refused, because it came
+// when what it extends was over, ends with that: nothing of the request is open there, and the host
+// never takes it any more.
 func (t *Tx) GrantsDue(before time.Time) ([]access.Grant, error) {
 	return list(t, scanGrant, grantColumns+`WHERE g.live = 1 AND
-		(g.end_ms > 0 AND g.end_ms <= ?1 OR g.hard_end_ms <= ?1) LIMIT 100`, ms(before))
+		(g.end_ms > 0 AND g.end_ms <= ?1 OR g.hard_end_ms <= ?1 OR
+		g.status = ?2 AND EXISTS (SELECT 1 FROM grants o WHERE o.request = g.request AND
+			o.host = g.host AND o.window = g.window AND o.revision < g.revision AND o.cause = ?3 AND
+			o.end_ms > 0 AND o.end_ms <= ?1) AND NOT EXISTS (SELECT 1 FROM grants o WHERE
+			o.request = g.request AND o.host = g.host AND o.window = g.window AND
+			o.revision < g.revision AND o.end_ms > ?1)) LIMIT 100`, ms(before),
+		curfewv1.GrantStatus_GRANT_STATUS_REJECTED, curfewv1.EndCause_END_CAUSE_EXTENDED)
 }
 
 // LiveGrantsOf lists a host's live grants.
@@ -80,25 +88,8 @@ func (s *Store) ApprovedRequest(ctx context.Context, id string) (a issue.Approve
 		if err != nil {
 			return err
 		}
-		rev := r.Unissued()
-		a.Issued = rev == nil && r.State == request.Granted && r.Waiting() == nil
-		if a.Issued {
-			rev = r.Live()
-		}
-		if rev == nil {
-			return fmt.Errorf("request %s is %s: %w", id, r.State, issue.ErrNotApproved)
-		}
-		a.RequestID, a.Revision, a.Terms = id, rev.Number, rev.Terms
-		for _, d := range rev.Decisions {
-			if d.Approved && !d.Void {
-				a.Approvals = append(a.Approvals,
-					&curfewv1.Approval{Approver: d.Approver, Sshsig: d.SSHSig})
-			}
-		}
-		if live := r.Live(); live != nil && live.Number != rev.Number {
-			a.Follows = live.Terms
-		}
-		return nil
+		a, err = issue.Of(r)
+		return err
 	})
 	return a, err
 }
@@ -108,21 +99,13 @@ func (s *Store) PutGrants(ctx context.Context, id string, revision uint32,
 	grants []issue.SealedGrant, record trail.Record,
 ) error {
 	return s.Update(ctx, func(t *Tx) error {
-		r, err := t.Request(id)
-		if err != nil {
+		at := fromMS(record.TimeMS)
+		if err := t.granted(id, revision, at); err != nil {
 			return err
 		}
-		rev := r.Unissued()
-		if rev == nil || rev.Number != revision {
-			if r.InForce == revision {
-				return issue.ErrIssued
-			}
-			return fmt.Errorf("request %s is %s: %w", id, r.State, issue.ErrNotApproved)
-		}
-		now := s.now()
 		put := 0
 		for _, g := range grants {
-			done, err := t.putGrant(g, now)
+			done, err := t.putGrant(g, at)
 			if err != nil {
 				return err
 			}
@@ -134,14 +117,42 @@ func (s *Store) PutGrants(ctx context.Context, id string, revision uint32,
 			return fmt.Errorf("request %s: no host has a live grant to extend: %w", id,
 				issue.ErrNotApproved)
 		}
-		if err := r.Grant(now); err != nil {
-			return err
-		}
-		if err := t.PutRequest(r); err != nil {
-			return err
-		}
 		return t.Append(record)
 	})
+}
+
+// granted moves a request on whose approved revision gets its grants.
+func (t *Tx) granted(id string, revision uint32, at time.Time) error {
+	// Nearly always it is the first: then nothing needs reading to do what request.Grant does, since no
+	// revision follows one while its request is approved.
+	first, err := t.one(`UPDATE requests SET state = ?, in_force = ?, changed_ms = ?, unissued = 0
+		WHERE id = ? AND state = ? AND EXISTS (SELECT 1 FROM revisions
+			WHERE request = requests.id AND number = ? AND outcome = ?)`,
+		request.Granted, revision, ms(at), id, request.Approved, revision, request.OutApproved)
+	if err != nil {
+		return err
+	}
+	if first {
+		t.touchRequest(id)
+		delete(t.stored, id)
+		return t.exec("UPDATE revisions SET outcome = ? WHERE request = ? AND number = ?",
+			request.OutGranted, id, revision)
+	}
+	r, err := t.Request(id)
+	if err != nil {
+		return err
+	}
+	rev := r.Unissued()
+	if rev == nil || rev.Number != revision {
+		if r.InForce == revision {
+			return issue.ErrIssued
+		}
+		return fmt.Errorf("request %s is %s: %w", id, r.State, issue.ErrNotApproved)
+	}
+	if err := r.Grant(at); err != nil {
+		return err
+	}
+	return t.PutRequest(r)
 }
 
 // putGrant inserts one grant. An extension is left out on a host whose grant is over, or that has not
@@ -165,8 +176,71 @@ func (t *Tx) putGrant(g issue.SealedGrant, now time.Time) (bool, error) {
 	}
 	t.touchHost(g.Host)
 	return true, t.exec(`INSERT INTO grants (id, request, revision, host, envelope, issued_ms,
-		hard_end_ms, live) VALUES (?, ?, ?, ?, ?, ?, ?, 1)`,
-		g.ID[:], g.RequestID, g.Revision, g.Host[:], g.Envelope, ms(now), ms(g.HardEnd))
+		hard_end_ms, live, window, release_ms, released) VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?)`,
+		g.ID[:], g.RequestID, g.Revision, g.Host[:], g.Envelope, ms(now), ms(g.HardEnd), g.Window,
+		ms(g.Release), !now.Before(g.Release))
+}
+
+// LiveEnvelopes returns the sealed grants that are live.
+func (t *Tx) LiveEnvelopes() (map[grant.ID][]byte, error) {
+	type row struct {
+		id  grant.ID
+		env []byte
+	}
+	rows, err := list(t, func(scan func(...any) error) (r row, err error) {
+		var id []byte
+		if err := scan(&id, &r.env); err != nil {
+			return r, err
+		}
+		r.id, err = grant.IDFromBytes(id)
+		return r, err
+	}, "SELECT id, envelope FROM grants WHERE live = 1")
+	out := make(map[grant.ID][]byte, len(rows))
+	for _, r := range rows {
+		out[r.id] = r.env
+	}
+	return out, err
+}
+
+// PutEnvelope replaces the seal of a grant.
+func (t *Tx) PutEnvelope(id grant.ID, env []byte) error {
+	return t.exec("UPDATE grants SET envelope = ? WHERE id = ?", env, id[:])
+}
+
+// Release lets states list the grants whose time to start has come.
+func (t *Tx) Release(now time.Time) error {
+	type released struct {
+		host    []byte
+		request string
+	}
+	due, err := list(t, func(scan func(...any) error) (r released, err error) {
+		err = scan(&r.host, &r.request)
+		return r, err
+	}, `UPDATE grants SET released = 1 WHERE released = 0 AND live = 1 AND release_ms <= ?
+		RETURNING host, request`, ms(now))
+	if err != nil {
+		return fmt.Errorf("releasing grants: %w", err)
+	}
+	for _, r := range due {
+		host, err := grant.HostIDFromBytes(r.host)
+		if err != nil {
+			return err
+		}
+		t.touchHost(host)
+		t.touchRequest(r.request)
+	}
+	return nil
+}
+
+// Unreleased tells whether a grant's time to start has come that no state lists yet.
+func (t *Tx) Unreleased(now time.Time) (bool, error) {
+	var due bool
+	err := t.row(`SELECT EXISTS (SELECT 1 FROM grants WHERE released = 0 AND live = 1 AND
+		release_ms <= ?)`, ms(now)).Scan(&due)
+	if err != nil {
+		return false, fmt.Errorf("looking for grants to release: %w", err)
+	}
+	return due, nil
 }
 
 // NextState gives out a host's next sequence with what its state says; see issue.Store.
@@ -175,32 +249,48 @@ func (s *Store) NextState(ctx context.Context, host grant.HostID, now time.Time,
 ) {
 	err = s.Update(ctx, func(t *Tx) error {
 		facts = issue.StateFacts{}
-		err := t.row(`UPDATE hosts SET sequence = sequence + 1 WHERE id = ? AND removed = 0
-			AND refused = '' RETURNING sequence`, host[:]).Scan(&facts.Sequence)
+		err := t.row(`UPDATE hosts SET sequence = sequence + 1 WHERE id = ? AND refused = ''
+			AND (removed = 0 OR parting_ms > 0) RETURNING sequence, removed`, host[:]).
+			Scan(&facts.Sequence, &facts.Last)
 		if noRows(err) {
 			return fmt.Errorf("host %s: %w", host, issue.ErrNoHost)
 		}
 		if err != nil {
 			return fmt.Errorf("numbering the state of host %s: %w", host, err)
 		}
-		if facts.Epoch, err = t.epoch(); err != nil {
+		trust, err := t.trust()
+		if err != nil {
 			return err
 		}
+		facts.Epoch, facts.TrustVersion = trust.Epoch, trust.Version
 		facts.Live, err = list(t, scanID, `SELECT id FROM grants WHERE host = ? AND live = 1 AND
-			CASE WHEN end_ms > 0 THEN end_ms ELSE hard_end_ms END > ?`, host[:], ms(now))
+			released = 1 AND CASE WHEN end_ms > 0 THEN end_ms ELSE hard_end_ms END > ?`, host[:], ms(now))
 		if err != nil {
 			return err
 		}
 		facts.Ended, err = list(t, func(scan func(...any) error) (e issue.Ended, err error) {
 			var id []byte
-			if err := scan(&id, &e.Cause, &e.By); err != nil {
+			var hard int64
+			if err := scan(&id, &e.Cause, &e.By, &hard); err != nil {
 				return e, err
 			}
 			e.ID, err = grant.IDFromBytes(id)
+			e.HardEnd = fromMS(hard)
 			return e, err
-		}, `SELECT id, cause, ended_by FROM grants WHERE host = ? AND live = 0
+		}, `SELECT id, cause, ended_by, hard_end_ms FROM grants WHERE host = ? AND live = 0
 			ORDER BY ended_ms DESC LIMIT ?`, host[:], maxEnded)
 		if err != nil {
+			return err
+		}
+		if facts.Last {
+			facts.Live = nil // whatever was sealed since it was removed
+			local, err := t.localEnded(host, now)
+			if err != nil {
+				return err
+			}
+			facts.Ended = append(local, facts.Ended...)
+		}
+		if facts.Rollout, err = t.wished(host); err != nil {
 			return err
 		}
 		facts.TrailCount, err = t.trailCount()

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/curfew-access/curfew/controlplane/access"
@@ -17,18 +18,20 @@ import (
 
 const hostColumns = `SELECT id, name, address, labels, ssh_host_keys, agent_version, mode, refused,
 	last_seen_ms, certificate_ms, acked_epoch, acked_sequence,
-	(SELECT count(*) FROM grants WHERE host = hosts.id AND live = 1) FROM hosts `
+	(SELECT count(*) FROM grants WHERE host = hosts.id AND live = 1),
+	(SELECT count(*) FROM break_glass_codes WHERE host = hosts.id AND used_ms <> 0),
+	coalesce((SELECT max(used_ms) FROM break_glass_codes WHERE host = hosts.id), 0) FROM hosts `
 
 func scanHost(scan func(...any) error) (h access.Host, err error) {
 	var id []byte
 	var labels, keys string
-	var seen, cert int64
+	var seen, cert, used int64
 	err = scan(&id, &h.Name, &h.Address, &labels, &keys, &h.AgentVersion, &h.Mode, &h.Refused, &seen,
-		&cert, &h.Epoch, &h.Sequence, &h.LiveGrants)
+		&cert, &h.Epoch, &h.Sequence, &h.LiveGrants, &h.CodesUsed, &used)
 	if err != nil {
 		return h, err
 	}
-	h.LastSeen, h.CertificateEnds = fromMS(seen), fromMS(cert)
+	h.LastSeen, h.CertificateEnds, h.CodeUsed = fromMS(seen), fromMS(cert), fromMS(used)
 	h.ID, err = grant.HostIDFromBytes(id)
 	return h, errors.Join(err, json.Unmarshal([]byte(labels), &h.Labels),
 		json.Unmarshal([]byte(keys), &h.SSHHostKeys))
@@ -57,10 +60,17 @@ func (t *Tx) PutHostLabels(id grant.HostID, labels map[string]string) error {
 	return t.exec("UPDATE hosts SET labels = ? WHERE id = ?", text, id[:])
 }
 
-// RemoveHost frees the name; the row and its root key stay, so that the key never enrols again.
-func (t *Tx) RemoveHost(id grant.HostID) error {
+// RemoveHost frees the name; the row and its root key stay, so that the key never enrols again. A host
+// that is served is owed its last state; see Part.
+func (t *Tx) RemoveHost(id grant.HostID, at time.Time) error {
 	t.touchHost(id)
-	return t.exec("UPDATE hosts SET removed = 1 WHERE id = ?", id[:])
+	err := t.exec(`DELETE FROM break_glass_sets WHERE host IN
+		(SELECT id FROM hosts WHERE id = ? AND refused <> '')`, id[:])
+	if err != nil {
+		return err
+	}
+	return t.exec(`UPDATE hosts SET removed = 1,
+		parting_ms = CASE WHEN refused = '' THEN ? ELSE 0 END WHERE id = ?`, ms(at), id[:])
 }
 
 func jsonText(v any) (string, error) {
@@ -115,6 +125,26 @@ func (s *Store) EnrolHost(ctx context.Context, hash [32]byte,
 	})
 }
 
+// EnrolInstance inserts a host that its cloud vouches for, once for each instance; see enrol.Store.
+func (s *Store) EnrolInstance(
+	ctx context.Context, instance [32]byte, h enrol.Host, r trail.Record,
+) error {
+	return s.Update(ctx, func(t *Tx) error {
+		fresh, err := t.one(`INSERT INTO cloud_instances (hash, host, joined_ms) VALUES (?, ?, ?)
+			ON CONFLICT (hash) DO NOTHING`, instance[:], h.ID[:], ms(h.EnrolledAt))
+		if err != nil {
+			return err
+		}
+		if !fresh {
+			return enrol.ErrInstanceKnown
+		}
+		if err := t.insertHost(h); err != nil {
+			return err
+		}
+		return t.Append(r)
+	})
+}
+
 func (t *Tx) joinToken(hash [32]byte) (enrol.JoinToken, error) {
 	j := enrol.JoinToken{Hash: hash}
 	var labels string
@@ -153,9 +183,10 @@ func (t *Tx) insertHost(h enrol.Host) error {
 		return err
 	}
 	return t.exec(`INSERT INTO hosts (id, name, address, labels, ssh_host_keys, root_key, link_key,
-		agent_version, enrolled_ms, certificate_ms, refused) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		agent_version, enrolled_ms, certificate_ms, refused, certified_by, trusts_cas)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?12, ?12)`,
 		h.ID[:], h.Name, h.Address, labels, keys, []byte(h.RootKey), h.LinkKey[:], h.AgentVersion,
-		ms(h.EnrolledAt), ms(h.CertificateEnds), h.Refused)
+		ms(h.EnrolledAt), ms(h.CertificateEnds), h.Refused, h.CertifiedBy)
 }
 
 // EnrolledHost returns a host, removed ones included; see enrol.Store.
@@ -191,9 +222,37 @@ func (t *Tx) enrolledHost(id grant.HostID) (enrol.Host, error) {
 		json.Unmarshal([]byte(keys), &h.SSHHostKeys))
 }
 
-// PutCertificateEnd remembers a renewal; see enrol.Store.
-func (s *Store) PutCertificateEnd(ctx context.Context, id grant.HostID, end time.Time) error {
+// PutCertificate remembers a renewal; see enrol.Store.
+func (s *Store) PutCertificate(
+	ctx context.Context, id grant.HostID, end time.Time, by string,
+) error {
 	return s.Update(ctx, func(t *Tx) error {
-		return t.exec("UPDATE hosts SET certificate_ms = ? WHERE id = ?", ms(end), id[:])
+		return t.exec("UPDATE hosts SET certificate_ms = ?, certified_by = ? WHERE id = ?", ms(end), by,
+			id[:])
 	})
+}
+
+// PutAccepted remembers the CAs that a host accepts; see enrol.Store.
+func (s *Store) PutAccepted(ctx context.Context, id grant.HostID, names []string) error {
+	return s.Update(ctx, func(t *Tx) error {
+		return t.exec("UPDATE hosts SET trusts_cas = ?1 WHERE id = ?2 AND trusts_cas <> ?1",
+			strings.Join(names, " "), id[:])
+	})
+}
+
+// HostCAs is what is known of a host and the control plane's CAs, by their names (enrol.Name).
+type HostCAs struct {
+	Host        string
+	CertifiedBy string
+	Accepts     []string
+}
+
+// HostCAs lists the hosts that are served.
+func (t *Tx) HostCAs() ([]HostCAs, error) {
+	return list(t, func(scan func(...any) error) (h HostCAs, err error) {
+		var accepts string
+		err = scan(&h.Host, &h.CertifiedBy, &accepts)
+		h.Accepts = strings.Fields(accepts)
+		return h, err
+	}, `SELECT name, certified_by, trusts_cas FROM hosts WHERE removed = 0 AND refused = '' ORDER BY name`)
 }

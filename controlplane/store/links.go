@@ -18,17 +18,24 @@ import (
 func (s *Store) LinkedHost(ctx context.Context, id grant.HostID) (h stream.Host, err error) {
 	err = s.View(ctx, func(t *Tx) error {
 		e, err := t.enrolledHost(id)
-		if errors.Is(err, enrol.ErrNoHost) || err == nil && e.Removed {
+		if errors.Is(err, enrol.ErrNoHost) {
 			return fmt.Errorf("host %s: %w", id, stream.ErrNoHost)
 		}
 		if err != nil {
 			return err
 		}
 		h = stream.Host{ID: id, Name: e.Name, RootKey: e.RootKey, Refused: e.Refused}
-		err = t.row("SELECT event_count, event_head, restored FROM hosts WHERE id = ?", id[:]).
-			Scan(&h.Chain.Count, &h.Chain.Head, &h.Restored)
+		var parting bool
+		err = t.row(`SELECT event_count, event_head, restored > 0, restored = 1, parting_ms > 0,
+			coalesce((SELECT set_id FROM break_glass_sets WHERE host = hosts.id), x''),
+			EXISTS (SELECT 1 FROM break_glass_sets WHERE host = hosts.id AND renew_by <> '')
+			FROM hosts WHERE id = ?`, id[:]).
+			Scan(&h.Chain.Count, &h.Chain.Head, &h.Restored, &h.Unheard, &parting, &h.CodeSet, &h.RenewCodes)
 		if err != nil {
 			return fmt.Errorf("reading the event chain of host %s: %w", id, err)
+		}
+		if e.Removed && !parting {
+			return fmt.Errorf("host %s: %w", id, stream.ErrNoHost)
 		}
 		if len(h.Chain.Head) == 0 {
 			h.Chain.Head = nil
@@ -105,6 +112,14 @@ func (t *Tx) putEvent(id grant.HostID, e stream.HostEvent) error {
 	}
 	if err := t.Append(e.Record); err != nil {
 		return err
+	}
+	switch e.Event.GetKind() {
+	case trail.KindBreakGlassUsed:
+		return errors.Join(t.putLocal(id, e), t.codeUsed(id, e))
+	case trail.KindGrantPurged:
+		return t.purged(id, e)
+	case trail.KindLoginDenied, trail.KindSudoDenied, trail.KindWouldDeny:
+		return t.refusal(id, e.Event.GetKind())
 	}
 	if e.Ended != nil {
 		return t.hostEnded(id, *e.Ended)
@@ -200,17 +215,17 @@ func (s *Store) GrantEnvelopes(ctx context.Context, host grant.HostID, ids []gra
 	return out, err
 }
 
-// epoch is the newest trust file's.
-func (t *Tx) epoch() (uint64, error) {
+// trust is the newest trust file.
+func (t *Tx) trust() (*grant.Trust, error) {
 	row, err := t.NewestTrust()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	trust, err := grant.OpenTrust(row.Envelope, nil)
 	if err != nil {
-		return 0, fmt.Errorf("%w: trust version %d: %w", ErrDamaged, row.Version, err)
+		return nil, fmt.Errorf("%w: trust version %d: %w", ErrDamaged, row.Version, err)
 	}
-	return trust.Epoch, nil
+	return trust, nil
 }
 
 var _ enrol.Store = (*Store)(nil)

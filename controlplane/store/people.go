@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -19,11 +20,15 @@ import (
 const (
 	firstUID = 1900000000
 	lastUID  = 1999999999
-	// restoreGap is skipped by Restored, so that no uid that was given out after the backup is
-	// given to a second person.
+	// A restore goes on with uids that no lost life of the store can have given out: as if one had been
+	// given every uidEvery since uidEpoch, which lasts for thirty years. Where more than that are given
+	// already, it skips restoreGap.
+	uidEvery   = 10 * time.Second
 	restoreGap = 100000
 	metaUID    = "next_uid"
 )
+
+var uidEpoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // Identity is the store as package identity sees it.
 type Identity struct{ *Store }
@@ -67,43 +72,80 @@ func (t *Tx) PutMeta(key, value string) error {
 		ON CONFLICT (key) DO UPDATE SET value = excluded.value`, key, value)
 }
 
-// User reads one user with keys and groups.
-func (t *Tx) User(name string) (identity.User, error) {
-	users, err := t.users(" WHERE name = ?", name)
-	if err == nil && len(users) == 0 {
-		err = fmt.Errorf("user %s: %w", name, identity.ErrNone)
+const userColumns = `SELECT name, uid, kind, source, admin, auditor, disabled, disabled_by, email,
+	manager, verify_required`
+
+func userFields(u *identity.User) []any {
+	return []any{
+		&u.Name, &u.UID, &u.Kind, &u.Source, &u.Admin, &u.Auditor, &u.Disabled, &u.DisabledBy, &u.Email,
+		&u.Manager, &u.VerifyRequired,
 	}
-	if err != nil {
-		return identity.User{}, err
-	}
-	return users[0], nil
 }
 
-// Users lists all users by name.
-func (t *Tx) Users() ([]identity.User, error) { return t.users("") }
+// User reads one user with keys and groups.
+func (t *Tx) User(name string) (identity.User, error) {
+	u, err := remembered(t, "user "+name, func() (identity.User, error) { return t.user(name) })
+	u.SSHKeys, u.Groups = slices.Clone(u.SSHKeys), slices.Clone(u.Groups)
+	return u, err
+}
 
-func (t *Tx) users(where string, args ...any) ([]identity.User, error) {
+func (t *Tx) user(name string) (u identity.User, err error) {
+	var keys, groups string
+	err = t.row(userColumns+`,
+		(SELECT json_group_array(ssh_key ORDER BY position) FROM user_keys WHERE user = users.name),
+		(SELECT json_group_array(grp ORDER BY grp) FROM group_members WHERE user = users.name)
+		FROM users WHERE name = ?`, name).Scan(append(userFields(&u), &keys, &groups)...)
+	if noRows(err) {
+		return identity.User{}, fmt.Errorf("user %s: %w", name, identity.ErrNone)
+	}
+	if err != nil {
+		return identity.User{}, fmt.Errorf("reading user %s: %w", name, err)
+	}
+	if u.SSHKeys, err = someOf(keys); err == nil {
+		u.Groups, err = someOf(groups)
+	}
+	return u, err
+}
+
+// someOf reads a JSON list of strings; nil for an empty one.
+func someOf(text string) (out []string, err error) {
+	if text == "[]" {
+		return nil, nil
+	}
+	return out, json.Unmarshal([]byte(text), &out)
+}
+
+// Users lists all users by name. Three statements serve 5,000 of them.
+func (t *Tx) Users() ([]identity.User, error) {
 	users, err := list(t, func(scan func(...any) error) (u identity.User, err error) {
-		err = scan(&u.Name, &u.UID, &u.Admin, &u.Disabled)
+		err = scan(userFields(&u)...)
 		return u, err
-	}, "SELECT name, uid, admin, disabled FROM users"+where+" ORDER BY name", args...)
+	}, userColumns+" FROM users ORDER BY name")
 	if err != nil {
 		return nil, err
 	}
-	for i := range users {
-		u := &users[i]
-		u.SSHKeys, err = list(t, scanOne[string],
-			"SELECT ssh_key FROM user_keys WHERE user = ? ORDER BY position", u.Name)
-		if err != nil {
-			return nil, err
-		}
-		u.Groups, err = list(t, scanOne[string],
-			"SELECT grp FROM group_members WHERE user = ? ORDER BY grp", u.Name)
-		if err != nil {
-			return nil, err
-		}
+	keys, err := t.perUser("SELECT user, ssh_key FROM user_keys ORDER BY user, position")
+	if err != nil {
+		return nil, err
 	}
-	return users, nil
+	groups, err := t.perUser("SELECT user, grp FROM group_members ORDER BY user, grp")
+	for i := range users {
+		users[i].SSHKeys, users[i].Groups = keys[users[i].Name], groups[users[i].Name]
+	}
+	return users, err
+}
+
+// perUser reads pairs of a user and something of theirs.
+func (t *Tx) perUser(query string) (map[string][]string, error) {
+	pairs, err := list(t, func(scan func(...any) error) (p [2]string, err error) {
+		err = scan(&p[0], &p[1])
+		return p, err
+	}, query)
+	out := make(map[string][]string)
+	for _, p := range pairs {
+		out[p[0]] = append(out[p[0]], p[1])
+	}
+	return out, err
 }
 
 // PutUser writes a user and the keys; groups are written by PutGroup.
@@ -115,9 +157,20 @@ func (t *Tx) PutUser(u identity.User, now time.Time) (identity.User, error) {
 		}
 		u.UID = uid
 	}
-	err := t.exec(`INSERT INTO users (name, uid, admin, disabled, created_ms) VALUES (?, ?, ?, ?, ?)
-		ON CONFLICT (name) DO UPDATE SET admin = excluded.admin, disabled = excluded.disabled`,
-		u.Name, u.UID, u.Admin, u.Disabled, ms(now))
+	if u.Kind == "" {
+		u.Kind = identity.KindPerson
+	}
+	if u.Source == "" {
+		u.Source = identity.SourceLocal
+	}
+	err := t.exec(`INSERT INTO users (name, uid, kind, source, admin, auditor, disabled, disabled_by,
+		email, manager, verify_required, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (name) DO UPDATE SET source = excluded.source, admin = excluded.admin,
+		auditor = excluded.auditor, disabled = excluded.disabled, disabled_by = excluded.disabled_by,
+		email = excluded.email, manager = excluded.manager,
+		verify_required = excluded.verify_required`,
+		u.Name, u.UID, string(u.Kind), string(u.Source), u.Admin, u.Auditor, u.Disabled,
+		string(u.DisabledBy), u.Email, u.Manager, u.VerifyRequired, ms(now))
 	if err != nil {
 		return u, err
 	}
@@ -151,13 +204,19 @@ func (t *Tx) takeUID() (uint32, error) {
 	return uint32(next), t.PutMeta(metaUID, strconv.Itoa(next+1))
 }
 
-// SkipUIDs leaves a gap in the uids, for those that a lost newer store gave out.
-func (t *Tx) SkipUIDs() error {
+// SkipUIDs leaves out the uids that lost newer stores gave out. Where it goes on depends on the time
+// alone, and not on the backup: one that is restored again, or an older one after a newer one, must not
+// give the uids that its first life gave.
+func (t *Tx) SkipUIDs(now time.Time) error {
 	next, err := t.takeUID()
 	if err != nil {
 		return err
 	}
-	return t.PutMeta(metaUID, strconv.Itoa(int(next)+restoreGap))
+	reached := firstUID + int(max(0, now.Sub(uidEpoch))/uidEvery)
+	if int(next) >= reached {
+		reached = int(next) + restoreGap
+	}
+	return t.PutMeta(metaUID, strconv.Itoa(reached))
 }
 
 // KeyOwner is the user under whom an SSH key stands.
@@ -173,7 +232,7 @@ func (t *Tx) KeyOwner(key string) (string, error) {
 // Group reads one group.
 func (t *Tx) Group(name string) (identity.Group, error) {
 	g := identity.Group{}
-	err := t.row("SELECT name FROM groups WHERE name = ?", name).Scan(&g.Name)
+	err := t.row("SELECT name, source FROM groups WHERE name = ?", name).Scan(&g.Name, &g.Source)
 	if noRows(err) {
 		return g, fmt.Errorf("group %s: %w", name, identity.ErrNone)
 	}
@@ -204,7 +263,11 @@ func (t *Tx) Groups() ([]identity.Group, error) {
 
 // PutGroup replaces a group's members.
 func (t *Tx) PutGroup(g identity.Group) error {
-	err := t.exec("INSERT INTO groups (name) VALUES (?) ON CONFLICT (name) DO NOTHING", g.Name)
+	if g.Source == "" {
+		g.Source = identity.SourceLocal
+	}
+	err := t.exec(`INSERT INTO groups (name, source) VALUES (?, ?)
+		ON CONFLICT (name) DO UPDATE SET source = excluded.source`, g.Name, string(g.Source))
 	if err != nil {
 		return err
 	}
@@ -289,24 +352,41 @@ func (t *Tx) TakeChallenge(hash [32]byte, now time.Time) (bool, error) {
 
 // PutSession keeps a session.
 func (t *Tx) PutSession(s identity.Session) error {
-	return t.exec(`INSERT INTO sessions (key, user, ssh_key, created_ms, expires_ms)
-		VALUES (?, ?, ?, ?, ?)`, s.Key[:], s.User, s.SSHKey, ms(s.Created), ms(s.Expires))
+	claims, err := jsonText(s.Claims)
+	if err != nil {
+		return err
+	}
+	return t.exec(`INSERT INTO sessions (key, user, ssh_key, created_ms, expires_ms, method, device,
+		address, used_ms, used_address, claims) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		s.Key[:], s.User, s.SSHKey, ms(s.Created), ms(s.Expires), string(s.Method), s.Device,
+		s.Address, ms(s.Used), s.UsedFrom, claims)
+}
+
+// TouchSession notes a use of a session.
+func (t *Tx) TouchSession(key [32]byte, at time.Time, from string) error {
+	return t.exec("UPDATE sessions SET used_ms = ?, used_address = ? WHERE key = ?", ms(at), from,
+		key[:])
 }
 
 func scanSession(scan func(...any) error) (s identity.Session, err error) {
 	var key []byte
-	var created, expires int64
-	if err := scan(&key, &s.User, &s.SSHKey, &created, &expires); err != nil {
+	var claims string
+	var created, expires, used int64
+	err = scan(&key, &s.User, &s.SSHKey, &created, &expires, &s.Method, &s.Device, &s.Address, &used,
+		&s.UsedFrom, &claims)
+	if err != nil {
 		return s, err
 	}
 	if len(key) != len(s.Key) {
 		return s, errors.New("a session's key has the wrong length")
 	}
 	s.Key, s.Created, s.Expires = [32]byte(key), fromMS(created), fromMS(expires)
-	return s, nil
+	s.Used = fromMS(used)
+	return s, json.Unmarshal([]byte(claims), &s.Claims)
 }
 
-const sessionColumns = "SELECT key, user, ssh_key, created_ms, expires_ms FROM sessions"
+const sessionColumns = `SELECT key, user, ssh_key, created_ms, expires_ms, method, device, address,
+	used_ms, used_address, claims FROM sessions`
 
 // Session reads the session of a key.
 func (t *Tx) Session(key [32]byte) (identity.Session, error) {
@@ -332,6 +412,7 @@ func (t *Tx) DeleteExpired(now time.Time) error {
 	return errors.Join(
 		t.exec("DELETE FROM sessions WHERE expires_ms <= ?", ms(now)),
 		t.exec("DELETE FROM challenges WHERE expires_ms <= ?", ms(now)),
+		t.exec("DELETE FROM spent_tokens WHERE expires_ms <= ?", ms(now)),
 		t.exec("DELETE FROM join_tokens WHERE expires_ms <= ?", ms(now.Add(-24*time.Hour))),
 	)
 }

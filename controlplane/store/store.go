@@ -16,10 +16,9 @@ import (
 	"sync"
 	"time"
 
-	_ "modernc.org/sqlite" // the driver registers itself
-
 	"github.com/curfew-access/curfew/controlplane/watch"
 	"github.com/curfew-access/curfew/internal/grant"
+	"github.com/curfew-access/curfew/internal/trail"
 )
 
 // Config is what Open needs.
@@ -30,21 +29,39 @@ type Config struct {
 	Create bool
 	// Webhooks are the URLs that messages go to.
 	Webhooks []string
+	// Mail is whether messages go out by mail too.
+	Mail bool
 	// OnCommit is told of every committed change, in order of commit; nil for nobody. It must not
 	// block and must not call the store.
 	OnCommit func(watch.Change)
-	Now      func() time.Time
+	// OnRecord is told of every committed record of the trail, in order, under the same terms.
+	OnRecord func(trail.Record)
+	// Took is told how long whoever asked for a transaction waited for it, and whether the store failed
+	// it; it must not block.
+	Took func(write bool, took time.Duration, failed bool)
+	Now  func() time.Time
 }
 
 // Store is an open database. Safe for concurrent use.
 type Store struct {
 	path     string
-	write    *sql.DB // one connection
+	write    *sql.DB
 	read     *sql.DB
+	writer   *prepared      // the one connection that changes anything
+	idle     chan *prepared // connections that read, of which there are reading
+	reading  int
 	webhooks []string
+	mail     bool
 	onCommit func(watch.Change)
+	onRecord func(trail.Record)
+	took     func(write bool, took time.Duration, failed bool)
 	now      func() time.Time
-	mu       sync.Mutex // held by the writer, until its change is announced
+	turn     chan struct{} // holds one while somebody is the writer, until the changes are announced
+	memory   memory        // the writer's
+	queueMu  sync.Mutex    // guards queue
+	queue    []*job        // changes that wait for the writer
+	closed   bool          // the writer's; closing is closed with it
+	closing  chan struct{}
 }
 
 const readers = 4
@@ -57,7 +74,19 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err := checkFile(c); err != nil {
 		return nil, err
 	}
-	s := &Store{path: c.Path, webhooks: c.Webhooks, onCommit: c.OnCommit, now: c.Now}
+	s := &Store{
+		path: c.Path, webhooks: c.Webhooks, mail: c.Mail, onCommit: c.OnCommit, onRecord: c.OnRecord,
+		took: c.Took, now: c.Now, closing: make(chan struct{}), turn: make(chan struct{}, 1),
+	}
+	if s.onCommit == nil {
+		s.onCommit = func(watch.Change) {}
+	}
+	if s.onRecord == nil {
+		s.onRecord = func(trail.Record) {}
+	}
+	if s.took == nil {
+		s.took = func(bool, time.Duration, bool) {}
+	}
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -80,6 +109,20 @@ func (s *Store) open(ctx context.Context) (err error) {
 	}
 	s.read.SetMaxOpenConns(readers)
 	s.read.SetMaxIdleConns(readers)
+	// The writer keeps its connection; the other one is for snapshots.
+	s.write.SetMaxOpenConns(2)
+	if s.writer, err = prepare(ctx, s.write); err != nil {
+		return err
+	}
+	s.idle = make(chan *prepared, readers)
+	for range readers {
+		r, err := prepare(ctx, s.read)
+		if err != nil {
+			return err
+		}
+		s.idle <- r
+		s.reading++
+	}
 	return nil
 }
 
@@ -125,9 +168,18 @@ func checkFile(c Config) error {
 
 // Close waits for the writer and closes the files.
 func (s *Store) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var err error
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	close(s.closing)
+	err := s.writer.close()
+	for range s.reading {
+		r := <-s.idle // each reader comes back: the last connection's end folds the log into the file
+		err = errors.Join(err, r.close())
+	}
 	for _, db := range []*sql.DB{s.read, s.write} {
 		if db != nil {
 			err = errors.Join(err, db.Close())
@@ -139,48 +191,74 @@ func (s *Store) Close() error {
 // Tx is one transaction; it implements the Tx interfaces of identity and access.
 type Tx struct {
 	ctx    context.Context //nolint:containedctx // a Tx lives no longer than its call
-	tx     *sql.Tx
+	tx     runner
 	store  *Store
 	change watch.Change
+	// records are what it puts on the trail, by way of the ledger; a view has none.
+	records []trail.Record
+	ledger  *ledger
+	// stored is what requests look like in the store, of those that it read or wrote; nil in a view.
+	stored map[string]*stored
 }
 
-// Update runs f in the one writing transaction and announces the change when it is durable.
+// Update runs f in a writing transaction and announces the change when it is durable. Changes that
+// come while another is made durable share the next sync. f may be called again when what it wrote was
+// rolled back for the sake of another.
 func (s *Store) Update(ctx context.Context, f func(*Tx) error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	sqlTx, err := s.write.BeginTx(ctx, nil)
-	if err != nil {
-		return fmt.Errorf("beginning a transaction: %w", err)
+	j, began := &job{ctx: ctx, f: f, done: make(chan struct{})}, time.Now()
+	s.enqueue(j)
+	s.lead(j)
+	s.took(true, time.Since(began), failed(j.err))
+	if j.panicked != nil {
+		panic(j.panicked)
 	}
-	tx := &Tx{ctx: ctx, tx: sqlTx, store: s}
-	if err := f(tx); err != nil {
-		return errors.Join(err, ignoreDone(sqlTx.Rollback()))
-	}
-	if err := sqlTx.Commit(); err != nil {
-		return fmt.Errorf("committing: %w", errors.Join(err, ignoreDone(sqlTx.Rollback())))
-	}
-	if s.onCommit != nil && !tx.change.Empty() {
-		s.onCommit(tx.change)
-	}
-	return nil
+	return j.err
 }
+
+// lead becomes the writer and carries out what waits, unless somebody did so before: whose change is
+// durable goes on at once, also while the next ones are written.
+func (s *Store) lead(j *job) {
+	select {
+	case <-j.done:
+		return
+	case s.turn <- struct{}{}:
+	}
+	defer func() { <-s.turn }()
+	for {
+		select {
+		case <-j.done:
+			return
+		default:
+			s.commit(s.next())
+		}
+	}
+}
+
+var errClosed = errors.New("the store is closed")
 
 // View runs f over one consistent snapshot.
-func (s *Store) View(ctx context.Context, f func(*Tx) error) error {
-	sqlTx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
+func (s *Store) View(ctx context.Context, f func(*Tx) error) (err error) {
+	began := time.Now()
+	defer func() { s.took(false, time.Since(began), failed(err)) }()
+	var r *prepared
+	select {
+	case r = <-s.idle:
+		defer func() { s.idle <- r }()
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.closing:
+		return errClosed
+	}
+	select {
+	case <-s.closing: // a closed store still has idle connections, for nobody
+		return errClosed
+	default:
+	}
+	if _, err := r.ExecContext(ctx, "BEGIN"); err != nil {
 		return fmt.Errorf("beginning a read: %w", err)
 	}
-	err = f(&Tx{ctx: ctx, tx: sqlTx, store: s})
-	return errors.Join(err, ignoreDone(sqlTx.Rollback()))
-}
-
-// ignoreDone drops the error of rolling back what a cancelled context rolled back before.
-func ignoreDone(err error) error {
-	if errors.Is(err, sql.ErrTxDone) {
-		return nil
-	}
-	return err
+	defer func() { _, _ = r.ExecContext(context.WithoutCancel(ctx), "ROLLBACK") }()
+	return f(&Tx{ctx: ctx, tx: r, store: s})
 }
 
 func (t *Tx) exec(query string, args ...any) error {

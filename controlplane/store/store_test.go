@@ -2,6 +2,8 @@ package store_test
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -11,9 +13,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/curfew-access/curfew/controlplane/enrol"
 	"github.com/curfew-access/curfew/controlplane/identity"
 	"github.com/curfew-access/curfew/controlplane/store"
 	"github.com/curfew-access/curfew/controlplane/watch"
+	"github.com/curfew-access/curfew/internal/grant"
 	"github.com/curfew-access/curfew/internal/trail"
 )
 
@@ -202,7 +206,7 @@ func TestUidsAndKeys(t *testing.T) {
 	}
 	s = open(t, path, nil)
 	if err := s.Update(t.Context(), func(tx *store.Tx) error {
-		return errors.Join(tx.SkipUIDs(), tx.PutMeta("x", "y"))
+		return errors.Join(tx.SkipUIDs(time.Now()), tx.PutMeta("x", "y"))
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -254,5 +258,30 @@ func TestChallenges(t *testing.T) {
 	}
 	if take([32]byte{99}, now) {
 		t.Error("an unknown challenge was good")
+	}
+}
+
+// An instance of a cloud joins once, for good; an enrolment that fails spends nothing.
+func TestInstanceJoinsOnce(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "curfew.db"), nil)
+	enrol1 := func(instance byte, name string) error {
+		pub, _, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.EnrolInstance(t.Context(), [32]byte{instance}, enrol.Host{
+			ID: grant.HostIDOf(pub), Name: name, Address: name, RootKey: pub, EnrolledAt: time.Now(),
+		}, trail.Record{Kind: enrol.KindHostEnrolled, Actor: "host " + name})
+	}
+	for _, step := range []struct {
+		instance byte
+		name     string
+		want     error
+	}{
+		{1, "web1", nil}, {1, "web2", enrol.ErrInstanceKnown}, {2, "web1", enrol.ErrNameTaken}, {2, "web2", nil},
+	} {
+		if err := enrol1(step.instance, step.name); !errors.Is(err, step.want) {
+			t.Errorf("instance %d as %s: %v, want %v", step.instance, step.name, err, step.want)
+		}
 	}
 }

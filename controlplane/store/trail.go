@@ -15,6 +15,9 @@ import (
 
 // Append puts a record on the trail, in this transaction.
 func (t *Tx) Append(r trail.Record) error {
+	if t.ledger == nil {
+		return errors.New("store: a view puts nothing on the trail")
+	}
 	count, err := t.trailCount()
 	if err != nil {
 		return err
@@ -31,28 +34,25 @@ func (t *Tx) Append(r trail.Record) error {
 	if err != nil {
 		return err
 	}
-	err = t.exec("INSERT INTO trail (number, leaf, request, actor) VALUES (?, ?, ?, ?)",
-		count, leaf, r.RequestID, r.Actor)
-	if err != nil {
-		return err
-	}
-	first := trail.FirstHashIndex(count)
-	for i, h := range hashes {
-		err := t.exec("INSERT INTO trail_hashes (position, hash) VALUES (?, ?)", first+int64(i), h[:])
-		if err != nil {
-			return err
-		}
-	}
+	t.ledger.add(leaf, hashes, r.RequestID, r.Actor)
 	t.change.Records = true
+	t.records = append(t.records, r)
 	return nil
 }
 
 func (t *Tx) trailCount() (uint64, error) {
+	if t.ledger != nil && t.ledger.counted {
+		return t.ledger.count(), nil
+	}
 	var n sql.NullInt64
 	if err := t.row("SELECT max(number) + 1 FROM trail").Scan(&n); err != nil {
 		return 0, fmt.Errorf("counting the trail: %w", err)
 	}
-	return uint64(n.Int64), nil
+	count := uint64(n.Int64)
+	if t.ledger != nil {
+		t.ledger.first, t.ledger.counted = count, true
+	}
+	return count, nil
 }
 
 // TrailHead is how many records there are and the root hash over them.
@@ -68,6 +68,10 @@ func (t *Tx) TrailHead() (uint64, []byte, error) {
 func (t *Tx) readHashes(positions []int64) ([]tlog.Hash, error) {
 	out := make([]tlog.Hash, len(positions))
 	for i, p := range positions {
+		if h, ok := t.ledger.hash(p); ok {
+			out[i] = h
+			continue
+		}
 		var b []byte
 		err := t.row("SELECT hash FROM trail_hashes WHERE position = ?", p).Scan(&b)
 		if err != nil {
@@ -99,6 +103,9 @@ func (s *Store) AppendRecord(ctx context.Context, r trail.Record) error {
 
 // Records reads the trail; see access.Tx.
 func (t *Tx) Records(from uint64, requestID, about string, limit int) ([]access.Record, error) {
+	if t.ledger != nil && len(t.ledger.leaves) > 0 {
+		return nil, errUnwritten
+	}
 	where, args := []string{"number >= ?"}, []any{from}
 	if requestID != "" {
 		where, args = append(where, "request = ?"), append(args, requestID)

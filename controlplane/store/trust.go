@@ -2,14 +2,20 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 
 	"github.com/curfew-access/curfew/controlplane/identity"
 	"github.com/curfew-access/curfew/controlplane/stream"
+	"github.com/curfew-access/curfew/internal/grant"
 )
 
-// NewestTrust reads the newest signed trust file.
+// NewestTrust reads the newest signed trust file; its envelope is not to be changed.
 func (t *Tx) NewestTrust() (identity.TrustRow, error) {
+	return remembered(t, "trust", t.newestTrust)
+}
+
+func (t *Tx) newestTrust() (identity.TrustRow, error) {
 	var row identity.TrustRow
 	err := t.row("SELECT version, envelope FROM trust ORDER BY version DESC LIMIT 1").
 		Scan(&row.Version, &row.Envelope)
@@ -28,6 +34,27 @@ func (t *Tx) PutTrust(row identity.TrustRow) error {
 	return t.exec("INSERT INTO trust (version, envelope) VALUES (?, ?)", row.Version, row.Envelope)
 }
 
+// metaClaim is what hosts have seen of trust files that this store does not know.
+const metaClaim = "trust_claim"
+
+// Claim reads what hosts have seen; see identity.Tx.
+func (t *Tx) Claim() (c identity.Claim, err error) {
+	text, err := t.Meta(metaClaim)
+	if err != nil || text == "" {
+		return c, err
+	}
+	return c, json.Unmarshal([]byte(text), &c)
+}
+
+// PutClaim keeps it.
+func (t *Tx) PutClaim(c identity.Claim) error {
+	text, err := jsonText(c)
+	if err != nil {
+		return err
+	}
+	return t.PutMeta(metaClaim, text)
+}
+
 // UnsignedTrust reads the content that waits for the root key.
 func (t *Tx) UnsignedTrust() ([]byte, error) {
 	var content []byte
@@ -44,6 +71,31 @@ func (t *Tx) PutUnsignedTrust(content []byte) error {
 		return err
 	}
 	return t.exec("INSERT INTO trust_unsigned (only, content) VALUES (1, ?)", content)
+}
+
+// TrustSignatures reads the root keys' signatures over the content that waits.
+func (t *Tx) TrustSignatures() (list []grant.RootSignature, err error) {
+	var text string
+	err = t.row("SELECT signatures FROM trust_unsigned").Scan(&text)
+	if noRows(err) {
+		return nil, nil
+	}
+	if err == nil {
+		err = json.Unmarshal([]byte(text), &list)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the signatures of the unsigned trust file: %w", err)
+	}
+	return list, nil
+}
+
+// PutTrustSignatures replaces them.
+func (t *Tx) PutTrustSignatures(list []grant.RootSignature) error {
+	text, err := json.Marshal(list)
+	if err != nil {
+		return fmt.Errorf("encoding the signatures of a trust file: %w", err)
+	}
+	return t.exec("UPDATE trust_unsigned SET signatures = ?", string(text))
 }
 
 // NewestTrust returns the newest signed envelope; see enrol.Store.

@@ -192,7 +192,8 @@ func TestARebootReplacesADeadStream(t *testing.T) {
 // Whatever a host says first, it says it alone: a thousand newcomers of one host are judged one by
 // one, and the one that is served stays.
 func TestNewcomersAreJudgedOneByOne(t *testing.T) {
-	w := newWorld(t, stream.Timing{Probe: time.Second})
+	// A machine that is short of time takes seconds over twenty newcomers.
+	w := newWorld(t, stream.Timing{Probe: time.Minute})
 	m := w.machine("web1")
 	first := w.connect(m)
 	first.untilState()

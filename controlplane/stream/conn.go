@@ -23,6 +23,7 @@ var (
 	errReplaced = status.Error(codes.Aborted, "replaced by a newer connection of this host")
 	errSilent   = status.Error(codes.DeadlineExceeded, "no Hello in time")
 	errSlow     = status.Error(codes.ResourceExhausted, "the host does not take its messages")
+	errPanicked = status.Error(codes.Internal, "internal error; connect again")
 	errBusy     = status.Error(codes.Unavailable, "another connection of this host is being judged")
 )
 
@@ -52,6 +53,10 @@ type conn struct {
 	// Shared: wake holds one signal that grants or trust changed.
 	wake       chan struct{}
 	trustMoved atomic.Bool
+	// Shared: when the oldest change came that no state carries yet; nil for none.
+	moved atomic.Pointer[time.Time]
+	// Shared: somebody asked for new break-glass codes of the host.
+	renewCodes atomic.Bool
 	// Shared: a newcomer that presents the same key asks here whether this host is alive; the
 	// channel it sends is closed when it is.
 	probes chan chan struct{}
@@ -68,6 +73,8 @@ type conn struct {
 	// sealedFrom is the trailCount that the newest state was sealed for.
 	sealedFrom uint64
 	nonce      []byte
+	// follows: the host's newest heartbeat says that it follows rollouts.
+	follows bool
 	// due says that a state must go out, not before next.
 	due      bool
 	next     time.Time
@@ -75,9 +82,18 @@ type conn struct {
 	failures int
 	pending  []item
 	lastAck  [32]byte
-	probe    chan struct{}
+	// pushes are the states that carry changes, until the host has answered.
+	pushes []push
+	probe  chan struct{}
 	// probeFrom is the sequence from which on an ack answers the probe; 0 before it is known.
 	probeFrom uint64
+	// lastFrom is the sequence of the first state that ends everything, of a host that was removed; told
+	// is true once the host has accepted one.
+	lastFrom uint64
+	told     bool
+	parted   bool // everything is said
+	// compared: what the host has seen was held against what is here.
+	compared bool
 }
 
 // Connect implements curfew.api.v1.HostLink.
@@ -107,10 +123,17 @@ func (h *Hub) Connect(
 		resent: make(map[grant.ID]struct{}),
 	}
 	h.handlers.Add(2)
-	sent := make(chan struct{})
+	sent, served := make(chan struct{}), false
 	go c.receive()
 	go c.send(sent)
+	defer func() {
+		if !served { // it panicked, which is the guard's to answer; the helpers must end all the same
+			close(c.done)
+			_ = c.finish(errPanicked, sent)
+		}
+	}()
 	err = c.serve()
+	served = true
 	close(c.done)
 	return c.finish(err, sent)
 }
@@ -207,6 +230,8 @@ func (c *conn) end(err error) { c.cancel(err) }
 
 // changed asks for a new state; it never blocks.
 func (c *conn) changed() {
+	now := time.Now()
+	c.moved.CompareAndSwap(nil, &now)
 	select {
 	case c.wake <- struct{}{}:
 	default:

@@ -24,7 +24,10 @@ var knownKinds = map[string]bool{
 	trail.KindWouldDeny: true, trail.KindSessionOpened: true, trail.KindSessionClosed: true,
 	trail.KindSessionKilled: true, trail.KindDriftRepaired: true, trail.KindLeaseExpired: true,
 	trail.KindLeaseRenewed: true, trail.KindClockJumped: true, trail.KindProblem: true,
-	trail.KindEventsLost: true,
+	trail.KindEventsLost: true, trail.KindGrantLeft: true, trail.KindProcessKilled: true,
+	trail.KindRootManager: true, trail.KindLeaseWarning: true, trail.KindBreakGlassUsed: true,
+	trail.KindBreakGlassRefused: true, trail.KindBreakGlassRenewed: true,
+	trail.KindModeChanged: true, trail.KindAccessSeen: true, trail.KindGrantStarted: true,
 }
 
 // lateEvent is how much older than its arrival an event must be for the record to say when it

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/curfew-access/curfew/controlplane/stream"
+	"github.com/curfew-access/curfew/internal/pace"
 )
 
 // freezableProxy forwards until it is frozen, then swallows: nothing passes and nothing is closed,
@@ -63,12 +64,12 @@ func TestAHalfOpenHostIsNoticed(t *testing.T) {
 	w.address = address
 	w.connect(m).untilState()
 	freeze()
-	start := time.Now()
+	start := pace.Start()
 	eventually(t, "the host is seen to be gone", func() bool {
 		h, _ := w.hub.Health(m.id)
 		return !h.Connected
 	})
-	if d := time.Since(start); d > 5*time.Second {
+	if d := start.Elapsed(); d > 5*time.Second {
 		t.Errorf("noticed after %s", d)
 	}
 }

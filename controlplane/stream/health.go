@@ -34,6 +34,11 @@ type Health struct {
 	// Epoch and Sequence are of the newest state that the host accepted.
 	Epoch, Sequence uint64
 	Sessions        []*curfewv1.Session
+	Codes           CodesHealth
+	// Heard: a heartbeat has come on this connection. Rollout is what it said of rollouts; nil of an agent
+	// that knows none.
+	Heard   bool
+	Rollout *curfewv1.RolloutReport
 
 	// notes are the Hub's own; they last as long as the connection.
 	notes []string
@@ -123,18 +128,30 @@ func (s *slot) beat(b *curfewv1.Heartbeat) bool {
 		sessions = append(sessions, cleanSession(x))
 	}
 	mode := ""
-	if b.GetMode() == "observe" || b.GetMode() == "enforce" {
+	if slices.Contains([]string{"observe", "enforce", "enforce, on trial"}, b.GetMode()) {
 		mode = b.GetMode()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	same := s.health.Mode == mode && slices.Equal(s.health.Problems, problems) &&
+	codes, rollout := codesHealth(b.GetBreakGlass()), cleanRollout(b.GetRollout())
+	same := s.health.Mode == mode && s.health.Codes == codes && proto.Equal(s.health.Rollout, rollout) && slices.Equal(s.health.Problems, problems) &&
 		slices.EqualFunc(s.health.Sessions, sessions, func(x, y *curfewv1.Session) bool {
 			return proto.Equal(x, y)
 		})
 	s.health.Mode, s.health.Problems, s.health.Sessions = mode, problems, sessions
-	s.health.DriftRepaired = b.GetDriftRepaired()
+	s.health.DriftRepaired, s.health.Codes = b.GetDriftRepaired(), codes
+	s.health.Heard, s.health.Rollout = true, rollout
 	return !same
+}
+
+func cleanRollout(r *curfewv1.RolloutReport) *curfewv1.RolloutReport {
+	if r == nil {
+		return nil
+	}
+	return &curfewv1.RolloutReport{
+		Follows: r.GetFollows(), Id: shown(r.GetId()), Attempt: r.GetAttempt(), Phase: r.GetPhase(),
+		Detail: shown(r.GetDetail()),
+	}
 }
 
 func cleanSession(x *curfewv1.Session) *curfewv1.Session {

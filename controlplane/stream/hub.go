@@ -26,7 +26,7 @@ import (
 
 // Sealer seals a host's next state; *issue.Issuer is the one.
 type Sealer interface {
-	SealState(ctx context.Context, host grant.HostID, nonce []byte, trailFrom uint64) (
+	SealState(ctx context.Context, host grant.HostID, nonce []byte, trailFrom uint64, follows bool) (
 		*issue.Sealed, error)
 }
 
@@ -40,6 +40,13 @@ type Config struct {
 	// Heard is called after something that a host said became visible (an ack, an end, sessions,
 	// health, coming and going), so that watchers look again. It must not block; nil is nobody.
 	Heard func(grant.HostID)
+	// Acked is told of every answer to a state, Pushed how long a change of grants or trust took until
+	// its host had accepted it. They must not block; nil is nobody.
+	Acked  func(accepted bool)
+	Pushed func(lag time.Duration)
+	// Ahead is told of a host that has seen what this control plane never gave out, and steps above it
+	// where it can; nil does nothing.
+	Ahead func(context.Context, Ahead) (Behind, error)
 	Now   func() time.Time
 	Log   hclog.Logger
 	// Timing overrides the defaults; its zero value takes all of them.
@@ -88,6 +95,12 @@ const (
 	KindHostForged  = "host.bad_message"
 	// KindHostEventsLost names events that a restore of the control plane lost.
 	KindHostEventsLost = "host.events_lost"
+	// KindHostCodes says that a host handed in its sealed break-glass codes.
+	KindHostCodes = "break_glass.held"
+	// KindHostLost names what a host had that a restore of the control plane lost.
+	KindHostLost = "host.lost_by_restore"
+	// KindHostParted says that a removed host has ended everything.
+	KindHostParted = "host.parted"
 	// KindHostOther stands for an event whose kind this control plane does not know.
 	KindHostOther = "host.other"
 )
@@ -117,6 +130,9 @@ type Hub struct {
 	issuer   Sealer
 	identify func(context.Context) (grant.HostID, error)
 	heard    func(grant.HostID)
+	acked    func(accepted bool)
+	pushed   func(lag time.Duration)
+	ahead    func(context.Context, Ahead) (Behind, error)
 	now      func() time.Time
 	log      hclog.Logger
 	timing   Timing
@@ -152,10 +168,20 @@ func New(c Config) (*Hub, error) {
 	if c.Heard == nil {
 		c.Heard = func(grant.HostID) {}
 	}
+	if c.Acked == nil {
+		c.Acked = func(bool) {}
+	}
+	if c.Pushed == nil {
+		c.Pushed = func(time.Duration) {}
+	}
+	if c.Ahead == nil {
+		c.Ahead = noAhead
+	}
 	stopped, stop := context.WithCancel(context.Background())
 	return &Hub{
 		stopped: stopped, stop: stop,
-		store: c.Store, issuer: c.Issuer, identify: c.Identify, heard: c.Heard, now: c.Now,
+		store: c.Store, issuer: c.Issuer, identify: c.Identify, heard: c.Heard,
+		acked: c.Acked, pushed: c.Pushed, ahead: c.Ahead, now: c.Now,
 		log: c.Log, timing: c.Timing.withDefaults(), slots: make(map[grant.HostID]*slot),
 	}, nil
 }
@@ -196,15 +222,6 @@ func (h *Hub) TrustChanged() {
 		if c := s.present(); c != nil {
 			c.trustMoved.Store(true)
 			c.changed()
-		}
-	}
-}
-
-// Drop ends the stream of a host that is no longer served and tells it why.
-func (h *Hub) Drop(id grant.HostID, why string) {
-	if s := h.known(id); s != nil {
-		if c := s.present(); c != nil {
-			c.end(&refusal{text: why})
 		}
 	}
 }

@@ -37,13 +37,19 @@ type item struct {
 // side can make the other's queue grow.
 func (c *conn) run() error {
 	c.queue(&curfewv1.ControlMessage{Body: &curfewv1.ControlMessage_Welcome{
-		Welcome: &curfewv1.Welcome{HostName: c.host.Name, EventCount: c.chain.Count},
+		Welcome: &curfewv1.Welcome{
+			HostName: c.host.Name, EventCount: c.chain.Count, BreakGlassSet: c.host.CodeSet,
+		},
 	}})
+	c.queueRenewal()
 	c.trustMoved.Store(true) // sends what the Hello lacks
 	c.due = true
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		if c.parted && len(c.pending) == 0 {
+			return &refusal{text: "this host was removed by an admin"}
+		}
 		if err := c.prepare(); err != nil {
 			return err
 		}
@@ -119,6 +125,12 @@ func (c *conn) queue(m *curfewv1.ControlMessage) { c.pending = append(c.pending,
 // prepare fills the queue when it is empty and a state is due, and reads grants whose turn has
 // come.
 func (c *conn) prepare() error {
+	if c.renewCodes.Swap(false) {
+		if err := c.lookUp(); err != nil {
+			return err
+		}
+		c.queueRenewal()
+	}
 	if len(c.pending) == 0 && c.due && !time.Now().Before(c.next) {
 		if err := c.queueState(); err != nil {
 			return err
@@ -153,7 +165,8 @@ func (c *conn) readGrants(ids []grant.ID) error {
 // needs.
 func (c *conn) queueState() error {
 	c.sealedFrom = c.trailCount
-	sealed, err := c.hub.issuer.SealState(c.ctx, c.host.ID, c.nonce, c.trailCount)
+	moved := c.moved.Swap(nil)
+	sealed, err := c.hub.issuer.SealState(c.ctx, c.host.ID, c.nonce, c.trailCount, c.follows)
 	if errors.Is(err, issue.ErrNoHost) {
 		return &refusal{text: "this host is no longer enrolled"}
 	}
@@ -161,10 +174,21 @@ func (c *conn) queueState() error {
 		err = c.queueTrust()
 	}
 	if err != nil {
+		if moved != nil {
+			c.moved.Store(moved) // what came since is younger
+		}
 		return c.retryLater(err)
 	}
 	c.failures, c.due = 0, false
-	c.compareWithHost(sealed)
+	c.carries(sealed.Sequence, moved)
+	if sealed.Last && c.lastFrom == 0 {
+		if err := c.beginParting(sealed.Sequence); err != nil {
+			return err
+		}
+	}
+	if err := c.compareWithHost(sealed); err != nil {
+		return err
+	}
 	if c.probe != nil && c.probeFrom == 0 {
 		c.probeFrom = sealed.Sequence
 	}
@@ -233,18 +257,6 @@ func (c *conn) queueTrust() error {
 		c.trustVersion = t.Version
 	}
 	return nil
-}
-
-// compareWithHost notices a control plane that was restored from a backup: hosts refuse what is
-// older than what they hold, and people should hear why.
-func (c *conn) compareWithHost(sealed *issue.Sealed) {
-	h := c.hello
-	older := sealed.Epoch < h.GetEpoch() ||
-		sealed.Epoch == h.GetEpoch() && sealed.Sequence <= h.GetSequence()
-	if sealed.Behind || older {
-		c.slot.note("this host has seen a newer control plane than this one, which was restored " +
-			"from a backup: bump the trust file's epoch")
-	}
 }
 
 // sent notes what the sender took.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/curfew-access/curfew/internal/breakglass"
 	"github.com/curfew-access/curfew/internal/grant"
 	"github.com/curfew-access/curfew/internal/trail"
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
@@ -32,6 +33,22 @@ type Host struct {
 	// Restored is true until the first events after a restore of the control plane: the host may have
 	// been promised that events are durable which the restore lost, and may have dropped them.
 	Restored bool
+	// Unheard: it was not heard since that restore; see PutHeard.
+	Unheard bool
+	// CodeSet names the set of break-glass codes that is held for it; empty when none is.
+	CodeSet []byte
+	// RenewCodes: somebody has asked for another set than that.
+	RenewCodes bool
+}
+
+// CodeSet is a host's set of break-glass codes, sealed for people.
+type CodeSet struct {
+	ID         breakglass.SetID
+	Made       time.Time
+	Custodians []string
+	Codes      int
+	// Message is the SignedHostMessage that brought it.
+	Message []byte
 }
 
 // HostEvent is one verified event, ready for the trail.
@@ -79,7 +96,7 @@ type Seen struct {
 
 // Store persists what hosts say. Implementations are safe for concurrent use.
 type Store interface {
-	// LinkedHost returns an enrolled host; ErrNoHost.
+	// LinkedHost returns an enrolled host, or one that was removed and has not parted yet; ErrNoHost.
 	LinkedHost(ctx context.Context, id grant.HostID) (Host, error)
 
 	// EventDigest returns the digest (trail.EventDigest) of a stored event of the host by number.
@@ -98,8 +115,24 @@ type Store interface {
 	// heard. An Ack that repeats what is stored changes nothing.
 	PutAck(ctx context.Context, id grant.HostID, a Ack) error
 
+	// PutCodeSet keeps a host's set of break-glass codes in place of the one before it, and appends the
+	// record, in one transaction.
+	PutCodeSet(ctx context.Context, id grant.HostID, set CodeSet, r trail.Record) error
+
 	// PutSeen remembers when and how a host was last seen; called at connect and disconnect.
 	PutSeen(ctx context.Context, id grant.HostID, s Seen) error
+
+	// PutHeard notes, once after a restore of the control plane, that the host was heard: the grants that
+	// it holds and trailSeen, how many records of the trail it had seen. When the restore lost any of
+	// either it appends the record, with what. It returns how many grants are lost.
+	PutHeard(ctx context.Context, id grant.HostID, held []grant.ID, trailSeen uint64, r trail.Record) (
+		lost int, err error)
+
+	// Part notes that a removed host has accepted its last state. It says gone, and appends the record
+	// with PartedDetails, once the host has said that nothing of what the removal ended is left, or when
+	// it was told longest ago. A host that parts no more is gone.
+	Part(ctx context.Context, id grant.HostID, longest time.Duration, r trail.Record) (
+		gone bool, err error)
 
 	// AppendRecord puts one record on the trail; the store gives its number.
 	AppendRecord(ctx context.Context, r trail.Record) error

@@ -37,7 +37,11 @@ type hostRow struct {
 	events   []stream.HostEvent
 	batches  int
 	seen     stream.Seen
+	codes    stream.CodeSet
 	reads    int // sealed grants that were read
+	removed  bool
+	left     int // grants of a removed host of which something is left
+	parted   bool
 }
 
 func newMemory() *memory {
@@ -52,10 +56,36 @@ func (m *memory) row(id grant.HostID) (*hostRow, error) {
 		return nil, m.broken
 	}
 	h, ok := m.hosts[id]
-	if !ok {
+	if !ok || h.parted {
 		return nil, stream.ErrNoHost
 	}
 	return h, nil
+}
+
+func (m *memory) PutHeard(
+	_ context.Context, id grant.HostID, _ []grant.ID, _ uint64, _ trail.Record,
+) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h, err := m.row(id)
+	if err == nil {
+		h.Unheard = false
+	}
+	return 0, err
+}
+
+func (m *memory) Part(
+	_ context.Context, id grant.HostID, _ time.Duration, r trail.Record,
+) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h, err := m.row(id)
+	if err != nil || h.left > 0 {
+		return false, err
+	}
+	h.parted = true
+	m.append(r)
+	return true, nil
 }
 
 func (m *memory) append(r trail.Record) {
@@ -166,6 +196,20 @@ func (m *memory) PutSeen(_ context.Context, id grant.HostID, s stream.Seen) erro
 	return err
 }
 
+func (m *memory) PutCodeSet(
+	_ context.Context, id grant.HostID, set stream.CodeSet, r trail.Record,
+) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	h, err := m.row(id)
+	if err != nil {
+		return err
+	}
+	h.CodeSet, h.codes = set.ID[:], set
+	m.append(r)
+	return nil
+}
+
 func (m *memory) AppendRecord(_ context.Context, r trail.Record) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -232,7 +276,10 @@ func (m *memory) NextState(
 		return issue.StateFacts{}, err
 	}
 	h.sequence++
-	f := issue.StateFacts{Epoch: 1, Sequence: h.sequence, TrailCount: uint64(len(m.records))}
+	f := issue.StateFacts{
+		Epoch: 1, Sequence: h.sequence, TrailCount: uint64(len(m.records)), Last: h.removed,
+		TrustVersion: m.trust[len(m.trust)-1].Version,
+	}
 	for id := range h.live {
 		f.Live = append(f.Live, id)
 	}

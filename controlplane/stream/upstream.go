@@ -34,16 +34,20 @@ func (c *conn) take(m *curfewv1.SignedHostMessage) error {
 	if body.GetEvent() != nil {
 		return c.takeEvents(m, body.GetEvent())
 	}
-	return c.takeOne(body)
+	return c.takeOne(m, body)
 }
 
-func (c *conn) takeOne(body *curfewv1.HostMessage) error {
+func (c *conn) takeOne(m *curfewv1.SignedHostMessage, body *curfewv1.HostMessage) error {
 	c.slot.saw(c.hub.now())
 	switch b := body.GetBody().(type) {
 	case *curfewv1.HostMessage_Ack:
 		return c.takeAck(b.Ack)
 	case *curfewv1.HostMessage_Heartbeat:
 		return c.takeHeartbeat(b.Heartbeat)
+	case *curfewv1.HostMessage_BreakGlassSet:
+		return c.takeCodes(m, b.BreakGlassSet)
+	case nil:
+		return nil // of a host of the next version: reports of another kind are ignored
 	}
 	return status.Error(codes.InvalidArgument, "unexpected message")
 }
@@ -86,7 +90,7 @@ func (c *conn) takeEvents(m *curfewv1.SignedHostMessage, e *curfewv1.Event) erro
 		return err
 	}
 	if other != nil {
-		return c.takeOne(other)
+		return c.takeOne(m, other)
 	}
 	return nil
 }
@@ -196,7 +200,7 @@ func (c *conn) storeEvents(next trail.Chain, batch []HostEvent) error {
 			break
 		}
 	}
-	return nil
+	return c.part()
 }
 
 // takeAck stores what the host says of its grants and sends again, once, what it lost.
@@ -216,6 +220,7 @@ func (c *conn) takeAck(a *curfewv1.Ack) error {
 		ack.Results = append(ack.Results, r)
 	}
 	c.slot.acked(ack)
+	c.answered(ack)
 	c.trailCount = a.GetTrailCount()
 	if ack.Accepted {
 		c.resend(ack.Results)
@@ -228,7 +233,10 @@ func (c *conn) takeAck(a *curfewv1.Ack) error {
 		c.answerProbe()
 	}
 	c.storeAck(a, ack)
-	return nil
+	if ack.Accepted && c.lastFrom > 0 && ack.Sequence >= c.lastFrom {
+		c.told = true
+	}
+	return c.part()
 }
 
 func resultOf(g *curfewv1.GrantResult) (Result, error) {
@@ -290,10 +298,10 @@ func (c *conn) takeHeartbeat(b *curfewv1.Heartbeat) error {
 	if len(b.GetSessions()) > maxSessions || len(b.GetProblems()) > maxProblems {
 		return status.Error(codes.InvalidArgument, "heartbeat is over its limits")
 	}
-	c.nonce = b.GetNonce()
+	c.nonce, c.follows = b.GetNonce(), b.GetRollout().GetFollows()
 	c.dueIn(answerGap * c.hub.timing.MinGap)
 	if c.slot.beat(b) {
 		c.hub.heard(c.host.ID)
 	}
-	return nil
+	return c.part()
 }
