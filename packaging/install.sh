@@ -3,8 +3,9 @@
 #
 #   install.sh [--root DIR] [--remove] agent|controlplane|cli|all
 #
-# On the system that it runs on (no --root) it also calls /usr/lib/curfew/setup, which makes the part
-# known to PAM, NSS, sudo and systemd. In another root, run that there once it has booted. Units are
+# On the system that it runs on (no --root) it also calls /usr/lib/curfew/setup agent, which makes the
+# agent known to PAM, NSS, sudo and systemd, and /usr/lib/curfew/setup-controlplane. In another root, run
+# these there once it has booted. Units are
 # started by `curfew-agent join --start` and by the admin of a control plane.
 set -euo pipefail
 
@@ -30,44 +31,46 @@ libdir() {
 
 # What each part consists of: mode, file in the source tree, place on the host.
 files() {
-  local unit=/usr/lib/systemd/system lib
+  local packages lib=
   case $1 in
-    cli) echo "755 bin/curfew /usr/bin/curfew" ;;
-    controlplane)
-      echo "755 bin/curfew-controlplane /usr/bin/curfew-controlplane
-        755 packaging/scripts/setup /usr/lib/curfew/setup
-        644 systemd/curfew-controlplane.service $unit/curfew-controlplane.service
-        644 systemd/curfew-controlplane.sysusers.conf /usr/lib/sysusers.d/curfew-controlplane.conf
-        644 systemd/curfew-controlplane.tmpfiles.conf /usr/lib/tmpfiles.d/curfew-controlplane.conf" ;;
-    agent)
-      lib=$(libdir)
-      echo "755 bin/curfew-agent /usr/bin/curfew-agent
-        755 packaging/scripts/setup /usr/lib/curfew/setup
-        644 bin/libnss_curfew.so.2 $lib/libnss_curfew.so.2
-        644 bin/pam_curfew.so $lib/security/pam_curfew.so
-        644 systemd/curfew-enforce.service $unit/curfew-enforce.service
-        644 systemd/curfew-link.service $unit/curfew-link.service
-        644 systemd/curfew-agent.target $unit/curfew-agent.target
-        644 systemd/90-curfew-agent.preset /usr/lib/systemd/system-preset/90-curfew-agent.preset
-        644 systemd/curfew-agent.sysusers.conf /usr/lib/sysusers.d/curfew-agent.conf
-        644 systemd/curfew-agent.tmpfiles.conf /usr/lib/tmpfiles.d/curfew-agent.conf
-        644 packaging/pam-configs/curfew /usr/share/pam-configs/curfew
-        644 packaging/pam-configs/curfew-session /usr/share/pam-configs/curfew-session
-        644 packaging/sshd_config.d/50-curfew.conf /etc/ssh/sshd_config.d/50-curfew.conf
-        440 packaging/sudoers.d/curfew /usr/lib/curfew/sudoers" ;;
+    cli) packages='curfew' ;;
+    controlplane) packages='curfew-controlplane' ;;
+    agent) packages='libnss-curfew libpam-curfew curfew-agent' lib=$(libdir) ;;
     *) echo "usage: install.sh [--root DIR] [--remove] agent|controlplane|cli|all" >&2; exit 2 ;;
+  esac
+  awk -v packages=" $packages " -v lib="$lib" '
+    /^[a-z]/ && index(packages, " " $1 " ") && $2 != "rpm" { sub("@lib@", lib, $5); print $3, $4, $5 }
+  ' "$here/packaging/files"
+}
+
+# What a part is made known to the system by, on the system that this runs on.
+setup() {
+  [[ -z $root ]] || return 0
+  case $1 in
+    controlplane) /usr/lib/curfew/setup-controlplane ;;
+    agent) /usr/lib/curfew/setup agent ;;
   esac
 }
 
-has_setup() { [[ -z $root && $1 != cli ]]; }
-
 install_part() {
-  files "$1" | while read -r mode from to; do install -D -m "$mode" "$here/$from" "$root$to"; done
-  if has_setup "$1"; then /usr/lib/curfew/setup "$1"; fi
+  # Beside, then renamed: in an upgrade no login meets a module that is half there or missing, which
+  # would pass everybody.
+  files "$1" | while read -r mode from to; do
+    install -D -m "$mode" "$here/$from" "$root$to.curfew-new"
+    mv -fT "$root$to.curfew-new" "$root$to"
+  done
+  setup "$1"
 }
 
+# The same steps as in packaging/deb/curfew-agent.prerm and its neighbours.
 remove_part() {
-  if has_setup "$1"; then /usr/lib/curfew/setup --remove "$1"; fi
+  if [[ -z $root && $1 = agent ]]; then
+    systemctl stop curfew-enforce-again.timer curfew-gate.socket curfew-enforce.service || true
+    /usr/lib/curfew/curfew-enforce leave
+    systemctl disable --now curfew-agent.target curfew-link.service curfew-residue.service || true
+    rm -f /var/lib/curfew/gate.conf
+    /usr/lib/curfew/setup --remove agent
+  fi
   files "$1" | while read -r _ _ to; do rm -f "$root$to"; done
 }
 
