@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Installs what building and testing Curfew needs on Debian 12, and says nothing when all is there.
+# usage: deps.sh [PACKAGE…]   (those too)
 set -euo pipefail
 
 packages=(
   gcc libc6-dev libpam0g-dev make git ca-certificates binutils
-  mmdebstrap debian-archive-keyring systemd-container iproute2 util-linux
-  openssh-client sudo
+  mmdebstrap debian-archive-keyring systemd-container iproute2 util-linux mount e2fsprogs
+  openssh-client sudo libnss-extrausers
+  selinux-policy-dev checkpolicy semodule-utils apparmor
+  "$@"
 )
 
 missing=()

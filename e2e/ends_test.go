@@ -18,7 +18,7 @@ func (s *story) openRootShell(d time.Duration) (alice, bob *stage.Person, id str
 	s.t.Helper()
 	alice, bob, err := s.Cast(s.ctx)
 	s.ok(err)
-	id, err = s.Grant(s.ctx, alice, bob, "web1", "root", d)
+	id, err = s.Grant(s.ctx, alice, bob, "web1", "root", s.lasting(d))
 	s.ok(err)
 	tty = s.rootShell(alice)
 	return alice, bob, id, tty
@@ -55,10 +55,7 @@ func (s *story) hangsUp(tty *world.Terminal) {
 func TestExpiryEndsEverything(t *testing.T) {
 	s := tell(t, stage.Options{})
 	alice, _, id, tty := s.openRootShell(15 * time.Second)
-	s.within(20*time.Second, "the window to close", func() (bool, string) {
-		out := s.on("web1", "ls /run/curfew/sudoers.d")
-		return out == "", out
-	})
+	time.Sleep(time.Until(s.endOn("web1")))
 	s.gone("web1", "alice", mark, purgeLimit)
 	s.hangsUp(tty)
 	s.ssh(alice, "web1", 255, "true", "Permission denied")
@@ -95,6 +92,7 @@ func TestDoneEndsEverything(t *testing.T) {
 func TestExtensionKeepsTheSession(t *testing.T) {
 	s := tell(t, stage.Options{})
 	alice, bob, id, tty := s.openRootShell(25 * time.Second)
+	first := s.endOn("web1")
 	before := s.on("web1", "ls /run/curfew/sudoers.d")
 	s.curfew(alice, 0, []string{"extend", id, "--for", "10m", "--reason", "not done", "--no-wait"})
 	s.curfew(alice, 3, []string{"approve", id, "--yes"})
@@ -103,7 +101,7 @@ func TestExtensionKeepsTheSession(t *testing.T) {
 		now := s.on("web1", "ls /run/curfew/sudoers.d")
 		return now != before && now != "" && !strings.Contains(now, "\n"), now
 	})
-	time.Sleep(27 * time.Second) // the old end passes: its passing is what is being told
+	time.Sleep(time.Until(first) + purgeLimit) // the old end passes: that is what is being told
 	out := s.on("web1", "pgrep -f '[s]leep 86413' -a || true")
 	if !strings.Contains(out, mark) {
 		t.Fatalf("the root shell died with the first window")
@@ -121,7 +119,7 @@ func TestWarningBeforeTheEnd(t *testing.T) {
 	s := tell(t, stage.Options{})
 	alice, bob, err := s.Cast(s.ctx)
 	s.ok(err)
-	id, err := s.Grant(s.ctx, alice, bob, "web1", "docs", 20*time.Second)
+	id, err := s.Grant(s.ctx, alice, bob, "web1", "docs", s.lasting(20*time.Second))
 	s.ok(err)
 	tty, err := alice.StartPTY(s.ctx, "ssh", "-tt", "alice@web1")
 	s.ok(err)

@@ -49,7 +49,15 @@ func TestClonedImageIsRefused(t *testing.T) {
 	disk, err := s.Hosts["web1"].Shell(s.ctx, "tar -C /var/lib -c curfew curfew-link | base64 -w0")
 	s.ok(err)
 	s.ok(s.Hosts["web2"].Write("/root/clone", disk, 0o600))
+	// A copy with a machine-id of its own says nothing, so that the host is not refused for it.
 	s.on("web2", "base64 -d /root/clone | tar -C /var/lib -xp; systemctl start curfew-agent.target || true")
+	s.within(time.Minute, "the copy to know that it is one", func() (bool, string) {
+		log, err := s.Hosts["web2"].Journal(s.ctx, "curfew-link.service")
+		s.ok(err)
+		return strings.Contains(log, "this disk is a copy"), log
+	})
+	// A clone with the machine-id, too.
+	s.on("web2", "rm /var/lib/curfew-link/machine-id; systemctl restart curfew-link")
 	s.within(20*time.Second, "the clone to be noticed", func() (bool, string) {
 		r := s.curfew(s.Admin, 0, []string{"hosts", "--json"})
 		return strings.Contains(r.Out, "clone"), r.Out

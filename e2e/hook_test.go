@@ -1,11 +1,15 @@
 package e2e
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"sync/atomic"
+
+	"github.com/curfew-access/curfew/internal/mailtest"
 )
 
 // receiveHooks is this test binary run on a laptop as a receiver of webhooks: it refuses the first
@@ -20,6 +24,22 @@ func receiveHooks(address string) int {
 		}
 		fmt.Printf("%s %s\n", r.Header.Get("Curfew-Signature"), body)
 	}))
+	fmt.Fprintln(os.Stderr, err)
+	return 1
+}
+
+// receiveMail is this test binary run on a laptop as a mail server with the certificate in mail.pem: it
+// prints whom each mail is for, and the mail.
+func receiveMail(address string) int {
+	cert, err := tls.LoadX509KeyPair("mail.pem", "mail.pem")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	l, err := net.Listen("tcp", address)
+	if err == nil {
+		err = mailtest.Serve(l, cert, func(m mailtest.Mail) { fmt.Printf("mail to %s\n%s\n", m.To, m.Data) })
+	}
 	fmt.Fprintln(os.Stderr, err)
 	return 1
 }

@@ -1,20 +1,21 @@
 package e2e
 
 import (
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/curfew-access/curfew/e2e/stage"
+	"github.com/curfew-access/curfew/internal/pace"
 )
 
-// openFor gives alice the ops role on web1 and checks that it works.
+// openFor gives alice the ops role on web1, for longer where this machine is slow, and checks that it
+// works.
 func (s *story) openFor(d time.Duration) (alice, bob *stage.Person, id string) {
 	s.t.Helper()
 	alice, bob, err := s.Cast(s.ctx)
 	s.ok(err)
-	id, err = s.Grant(s.ctx, alice, bob, "web1", "ops", d)
+	id, err = s.Grant(s.ctx, alice, bob, "web1", "ops", s.lasting(d))
 	s.ok(err)
 	s.ssh(alice, "web1", 0, "sudo -n /usr/bin/systemctl restart nginx.service")
 	return alice, bob, id
@@ -34,17 +35,17 @@ func (s *story) works(alice *stage.Person, limit time.Duration) {
 func TestRootHalfKilledAndRestarted(t *testing.T) {
 	s := tell(t, stage.Options{})
 	alice, _, _ := s.openFor(25 * time.Second)
-	end := time.Now().Add(25 * time.Second)
+	end := s.endOn("web1")
 	s.on("web1", "systemctl kill --signal=KILL --kill-whom=main curfew-enforce.service")
 	s.within(5*time.Second, "the root half to be back", func() (bool, string) {
 		out := s.on("web1", "systemctl is-active curfew-enforce.service || true")
 		return out == "active", out
 	})
-	s.works(alice, time.Until(end)-5*time.Second)
-	ready := s.on("web1", `t0=$(date +%s%N); systemctl restart curfew-enforce.service
-echo $(( ($(date +%s%N)-t0)/1000000 ))`)
-	if ms, err := strconv.Atoi(ready); err != nil || ms > 1000 {
-		t.Errorf("the root half was ready after %s ms, want at most 1000", ready)
+	s.works(alice, 5*time.Second)
+	watch := pace.Start()
+	s.on("web1", "systemctl restart curfew-enforce.service")
+	if took := watch.Elapsed(); took > time.Second {
+		t.Errorf("the root half was ready after %s, want at most 1 s", took)
 	}
 	tty, err := alice.StartPTY(s.ctx, "ssh", "-tt", "alice@web1", mark)
 	s.ok(err)
@@ -59,11 +60,11 @@ echo $(( ($(date +%s%N)-t0)/1000000 ))`)
 func TestRootHalfDeadAtTheEnd(t *testing.T) {
 	s := tell(t, stage.Options{})
 	alice, _, _ := s.openFor(12 * time.Second)
-	end := time.Now().Add(12 * time.Second)
+	end := s.endOn("web1")
 	tty, err := alice.StartPTY(s.ctx, "ssh", "-tt", "alice@web1", mark)
 	s.ok(err)
 	t.Cleanup(func() { tty.Close() })
-	s.on("web1", "systemctl stop curfew-enforce.service")
+	s.on("web1", "systemctl stop curfew-gate.socket curfew-enforce.service")
 	time.Sleep(time.Until(end) + time.Second)
 	s.ssh(alice, "web1", 255, "true")
 	s.on("web1", "systemctl start curfew-enforce.service")
@@ -75,7 +76,7 @@ func TestRootHalfDeadAtTheEnd(t *testing.T) {
 func TestLinkAndControlPlaneStopped(t *testing.T) {
 	s := tell(t, stage.Options{})
 	alice, _, _ := s.openFor(30 * time.Second)
-	end := time.Now().Add(30 * time.Second)
+	end := s.endOn("web1")
 	s.on("web1", "systemctl stop curfew-link.service")
 	s.works(alice, 5*time.Second)
 	s.on("web1", "systemctl start curfew-link.service")
@@ -107,9 +108,9 @@ func TestHostRebooted(t *testing.T) {
 		t.Errorf("alice's uid was %s and is %s", uid, now)
 	}
 
-	_, err := s.Grant(s.ctx, alice, bob, "web2", "ops", 8*time.Second)
+	_, err := s.Grant(s.ctx, alice, bob, "web2", "ops", s.lasting(8*time.Second))
 	s.ok(err)
-	end := time.Now().Add(8 * time.Second)
+	end := s.endOn("web2")
 	s.ok(s.Hosts["web2"].PowerOff(s.ctx))
 	// Nobody may come back through a control plane that is away either.
 	_, err = s.Control.Exec(s.ctx, "systemctl", "stop", "curfew-controlplane.service")

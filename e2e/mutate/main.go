@@ -12,6 +12,9 @@
 //	fails: `text of the failing line`
 //
 // or stands as one row of a table: | `file` | `old` | `new` | `go test …` | `text` |
+//
+// Where two sources cover one thing, file2, old2 and new2 break the second; the file may be the same.
+// Several lines of fails are all demanded.
 package main
 
 import (
@@ -33,6 +36,7 @@ import (
 type mutation struct {
 	name, source               string
 	file, old, new, run, fails string
+	file2, old2, new2          string
 }
 
 func main() {
@@ -120,18 +124,25 @@ func parse(path string) ([]mutation, error) {
 		m := &all[len(all)-1]
 		field, known := map[string]*string{
 			"file": &m.file, "old": &m.old, "new": &m.new, "run": &m.run, "fails": &m.fails,
+			"file2": &m.file2, "old2": &m.old2, "new2": &m.new2,
 		}[key]
 		if !known {
 			continue
 		}
-		if *field != "" {
+		value = strings.TrimSuffix(strings.TrimPrefix(value, "`"), "`")
+		if *field != "" && key == "fails" {
+			value = *field + "\n" + value
+		} else if *field != "" {
 			return nil, fmt.Errorf("%s:%d: %s stands twice", path, n+1, key)
 		}
-		*field = strings.TrimSuffix(strings.TrimPrefix(value, "`"), "`")
+		*field = value
 	}
 	for _, m := range all {
 		if m.file == "" || m.old == "" || m.run == "" || m.fails == "" {
 			return nil, fmt.Errorf("%s: mutation %q wants file, old, new, run and fails", path, m.name)
+		}
+		if (m.file2 == "") != (m.old2 == "") {
+			return nil, fmt.Errorf("%s: mutation %q wants file2 and old2 or neither", path, m.name)
 		}
 	}
 	return all, nil
@@ -167,22 +178,20 @@ func (m mutation) try(ctx context.Context) error {
 	if out, err := exec.CommandContext(ctx, "cp", "-a", ".", dir).CombinedOutput(); err != nil {
 		return fmt.Errorf("copying the tree: %w: %s", err, out)
 	}
-	path := filepath.Join(dir, m.file)
-	text, err := os.ReadFile(path)
-	if err != nil {
+	if err := breakFile(dir, m.file, m.old, m.new); err != nil {
 		return err
 	}
-	if n := bytes.Count(text, []byte(m.old)); n != 1 {
-		return fmt.Errorf("the text to break stands %d times in %s", n, m.file)
-	}
-	broken := bytes.Replace(text, []byte(m.old), []byte(m.new), 1)
-	if err := os.WriteFile(path, broken, 0o644); err != nil {
-		return err
+	if m.file2 != "" {
+		if err := breakFile(dir, m.file2, m.old2, m.new2); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "bash", "-c", m.run)
 	cmd.Dir = dir
+	// Without paths in it, what is not broken need not be compiled again for each copy of the tree.
+	cmd.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false -trimpath -vet=off")
 	out, err := cmd.CombinedOutput()
 	var failed *exec.ExitError
 	switch {
@@ -190,10 +199,34 @@ func (m mutation) try(ctx context.Context) error {
 		return errors.New("the test passes with the code broken")
 	case !errors.As(err, &failed) || ctx.Err() != nil:
 		return fmt.Errorf("running %s: %w", m.run, err)
-	case !bytes.Contains(out, []byte(m.fails)):
-		return fmt.Errorf("it fails without saying %q:\n%s", m.fails, tail(out))
+	}
+	for text := range strings.SplitSeq(m.fails, "\n") {
+		if !bytes.Contains(out, []byte(text)) {
+			return fmt.Errorf("it fails without saying %q:\n%s", text, tail(out))
+		}
 	}
 	return nil
+}
+
+// breakFile replaces the one place of a file that has the old text.
+func breakFile(dir, file, old, broken string) error {
+	text, err := readOnce(dir, file, old)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, file), bytes.Replace(text, []byte(old), []byte(broken), 1), 0o644)
+}
+
+// readOnce reads a file that must have the text in one place.
+func readOnce(dir, file, once string) ([]byte, error) {
+	text, err := os.ReadFile(filepath.Join(dir, file))
+	if err != nil {
+		return nil, err
+	}
+	if n := bytes.Count(text, []byte(once)); n != 1 {
+		return nil, fmt.Errorf("the text to break stands %d times in %s", n, file)
+	}
+	return text, nil
 }
 
 // tail shows the lines where tests complained, and the end.

@@ -2,6 +2,7 @@ package stage
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -76,4 +77,16 @@ func (s *Stage) Applied(ctx context.Context, who *Person, id string) error {
 		r, err := who.Curfew(ctx, "show", id, "--json")
 		return err == nil && strings.Contains(r.Out, `"applied"`), r.String()
 	})
+}
+
+// Query runs a command with --json and reads its output.
+func (p *Person) Query(ctx context.Context, into any, args ...string) error {
+	r, err := p.Curfew(ctx, append(args, "--json")...)
+	if err == nil && r.Exit != 0 {
+		err = fmt.Errorf("curfew %s by %s: %s", strings.Join(args, " "), p.Name(), r)
+	}
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal([]byte(r.Out), into)
 }

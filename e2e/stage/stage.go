@@ -7,6 +7,7 @@ package stage
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,6 +35,8 @@ const Server = "control:" + Port
 type Options struct {
 	Name  string
 	Hosts []string // default: web1
+	// Later are hosts that boot with the others and do not join: Join does.
+	Later []string
 	// Release of the hosts; empty is world.DefaultRelease.
 	Release string
 	// Agent is what stands in /etc/curfew/agent.yaml; empty takes DefaultAgent.
@@ -41,7 +45,20 @@ type Options struct {
 	Control string
 	// ControlFiles are written beside it, by absolute path, and belong to the control plane.
 	ControlFiles map[string]string
-	Out          io.Writer
+	// Shapes are what is unlike other hosts, by name of host.
+	Shapes map[string]Shape
+	Out    io.Writer
+}
+
+// A Shape is what sets a host apart.
+type Shape struct {
+	Release string
+	With    []string // packages beside those that every host has
+	Hybrid  bool
+	// Programs of the stories' own, by their package below e2e/, that are brought to /usr/local/bin.
+	Programs []string
+	// Before runs on the host before it joins, and boots it anew when it says so by its last line, "reboot".
+	Before string
 }
 
 // DefaultAgent enforces, permits root-equivalent roles, and manages two local people.
@@ -144,39 +161,37 @@ func New(ctx context.Context, o Options) (_ *Stage, err error) {
 
 // boot starts all machines side by side.
 func (s *Stage) boot(ctx context.Context) error {
-	root, err := Root()
-	if err != nil {
-		return err
-	}
-	install := func(what string) func(string) error {
-		return func(at string) error {
-			cmd := exec.CommandContext(ctx, filepath.Join(root, "packaging/install.sh"),
-				"--root", at, what)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				return fmt.Errorf("install.sh %s: %w\n%s", what, err, out)
-			}
-			return nil
-		}
-	}
 	boot, ctx := errgroup.WithContext(ctx)
 	boot.Go(func() (err error) {
-		s.Control, err = s.AddHost(ctx, world.HostOptions{Name: "control", Install: install("controlplane")})
+		s.Control, err = s.AddHost(ctx, world.HostOptions{Name: "control", Install: install(ctx, "controlplane")})
 		if err != nil {
 			return err
 		}
-		_, err = s.Control.Exec(ctx, "/usr/lib/curfew/setup", "controlplane")
+		_, err = s.Control.Exec(ctx, "/usr/lib/curfew/setup-controlplane")
 		return err
 	})
-	hosts := make([]*world.Host, len(s.options.Hosts))
-	for i, name := range s.options.Hosts {
+	names := slices.Concat(s.options.Hosts, s.options.Later)
+	hosts := make([]*world.Host, len(names))
+	for i, name := range names {
 		boot.Go(func() (err error) {
+			shape := s.options.Shapes[name]
 			hosts[i], err = s.AddHost(ctx, world.HostOptions{
-				Name: name, Release: s.options.Release, Install: install("agent"),
+				Name: name, Release: cmp.Or(shape.Release, s.options.Release), With: shape.With, Hybrid: shape.Hybrid,
+				Install: func(root string) error {
+					return errors.Join(install(ctx, "agent")(root), bring(ctx, root, shape.Programs))
+				},
 			})
 			if err != nil {
 				return err
 			}
-			return s.furnish(ctx, hosts[i])
+			if err := s.furnish(ctx, hosts[i]); err != nil || shape.Before == "" {
+				return err
+			}
+			out, err := hosts[i].Shell(ctx, shape.Before)
+			if err == nil && strings.HasSuffix(string(out), "reboot\n") {
+				err = hosts[i].Reboot(ctx)
+			}
+			return err
 		})
 	}
 	if err := boot.Wait(); err != nil {
@@ -188,11 +203,39 @@ func (s *Stage) boot(ctx context.Context) error {
 	return nil
 }
 
-// furnish gives a host its local people: carol and gus, whom the agent manages, lou, whom it does
-// not, and rescue, who breaks glass. All have SSH keys of their own kind: see Stage.LocalKey.
+// Image boots a host from an image with the agent in it, which has joined nothing. prepare puts files
+// into the image; with are packages that it has besides.
+func (s *Stage) Image(
+	ctx context.Context, name string, prepare func(root string) error, with ...string,
+) (*world.Host, error) {
+	h, err := s.AddHost(ctx, world.HostOptions{
+		Name: name, Release: s.options.Release, With: with, Install: func(root string) error {
+			return errors.Join(install(ctx, "agent")(root), prepare(root))
+		},
+		Build: "/usr/lib/curfew/setup agent",
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.Hosts[name] = h
+	return h, nil
+}
+
+// furnish makes a host that install.sh was run on known to itself, and gives it its people.
 func (s *Stage) furnish(ctx context.Context, h *world.Host) error {
+	if _, err := h.Exec(ctx, "/usr/lib/curfew/setup", "agent"); err != nil {
+		return err
+	}
+	if err := s.People(ctx, h); err != nil {
+		return err
+	}
+	return h.Write("/etc/curfew/agent.yaml", []byte(s.options.Agent), 0o644)
+}
+
+// People gives a host its local people: carol and gus, whom the agent manages, lou, whom it does not,
+// and rescue, who breaks glass. All have SSH keys of their own kind: see Stage.LocalKey.
+func (s *Stage) People(ctx context.Context, h *world.Host) error {
 	const people = `
-/usr/lib/curfew/setup agent
 for u in carol gus lou rescue; do
   useradd -m -s /bin/bash "$u"
   install -d -m 700 -o "$u" -g "$u" "/home/$u/.ssh"
@@ -201,10 +244,8 @@ getent group curfew-breakglass >/dev/null || groupadd -r curfew-breakglass
 usermod -aG curfew-breakglass rescue
 echo 'lou ALL=(root) NOPASSWD: /usr/bin/id' >/etc/sudoers.d/lou
 chmod 440 /etc/sudoers.d/lou`
-	if _, err := h.Shell(ctx, people); err != nil {
-		return err
-	}
-	return h.Write("/etc/curfew/agent.yaml", []byte(s.options.Agent), 0o644)
+	_, err := h.Shell(ctx, people)
+	return err
 }
 
 // StartControl initialises the control plane with dana as admin and starts its unit.
@@ -263,6 +304,16 @@ func (s *Stage) laptop(ctx context.Context, name string) (*world.Laptop, error) 
 		return nil, err
 	}
 	return l, l.Put("bin/curfew", filepath.Join(root, "bin/curfew"))
+}
+
+// Guest adds somebody whom the directory does not know: a laptop with the command and an SSH key.
+func (s *Stage) Guest(ctx context.Context, name string) (*Person, error) {
+	l, err := s.laptop(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	_, err = l.SSHKey(ctx)
+	return &Person{Laptop: l, stage: s}, err
 }
 
 // Person adds a person: a laptop, a user of the directory, signed in. Dana exists from the start.

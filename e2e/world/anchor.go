@@ -147,7 +147,7 @@ func stoppable(cmd *exec.Cmd) *exec.Cmd {
 		}
 		return err
 	}
-	cmd.WaitDelay = 2 * time.Second
+	cmd.WaitDelay = 10 * time.Second // a starved machine reads the last line late
 	return cmd
 }
 

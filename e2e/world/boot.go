@@ -94,6 +94,11 @@ func (h *Host) nspawn(ahead time.Duration) *exec.Cmd {
 		seconds := strconv.FormatInt(int64(ahead/time.Second), 10)
 		argv = append(argv, "unshare", "-T", "--boottime", seconds)
 	}
+	env := []string{"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1"}
+	if h.hybrid {
+		env = nil // nspawn sees how it is laid out here, and what the host's systemd is for
+		argv = append(argv, "unshare", "-m", "sh", "-euc", hybridScript, "sh", string(h.v1()))
+	}
 	argv = append(argv, "systemd-nspawn", "--quiet", "--settings=no", "--keep-unit", "--register=no",
 		"--boot", "--notify-ready=yes", "--console=pipe", "--directory="+h.inStage()+"/root",
 		"--machine="+h.name, "--network-namespace-path=/run/world/net/"+h.name,
@@ -101,11 +106,41 @@ func (h *Host) nspawn(ahead time.Duration) *exec.Cmd {
 		"--capability="+capabilities, "--system-call-filter=bpf")
 	// No CommandContext: the host outlives the call. It ends with its cgroup.
 	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Env = append([]string{
-		"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "SYSTEMD_NSPAWN_LOCK=0",
-		"NOTIFY_SOCKET=" + h.inStage() + "/notify",
-	}, rootEnv...)
+	env = append(env, "SYSTEMD_NSPAWN_LOCK=0", "NOTIFY_SOCKET="+h.inStage()+"/notify")
+	cmd.Env = append(env, rootEnv...)
 	return cmd
+}
+
+// hybridScript lays control groups out as systemd does on a machine that says neither unified nor legacy:
+// version 2 for tracking, and version 1 named systemd beside it.
+const hybridScript = `
+mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
+mkdir /sys/fs/cgroup/unified /sys/fs/cgroup/systemd
+mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified
+mount -t cgroup -o none,name=systemd,xattr cgroup /sys/fs/cgroup/systemd
+mkdir -p "/sys/fs/cgroup/systemd/$1"
+echo $$ >"/sys/fs/cgroup/systemd/$1/cgroup.procs"
+shift
+exec "$@"`
+
+// groups is where the host has version 2.
+func (h *Host) groups(b *boot) string {
+	if h.hybrid {
+		return proc(b.pid1, "root/sys/fs/cgroup/unified")
+	}
+	return proc(b.pid1, "root/sys/fs/cgroup")
+}
+
+// v1 is the host's control group of version 1, below its root.
+func (h *Host) v1() cgroup { return cgroup(h.w.prefix + "/" + h.name) }
+
+// forgetV1 takes away what a hybrid host leaves in version 1, which nothing runs in any more.
+func (h *Host) forgetV1() error {
+	return h.w.stage.sh(context.Background(), `
+unshare -m sh -euc '
+mount -t tmpfs tmpfs /sys/fs/cgroup
+mount -t cgroup -o none,name=systemd,xattr cgroup /sys/fs/cgroup
+find "/sys/fs/cgroup/$1" -depth -type d -exec rmdir {} +' sh "$1"`, string(h.v1()))
 }
 
 // supervise waits for the end of a boot. A host that wants to reboot is started again, whoever
@@ -113,6 +148,11 @@ func (h *Host) nspawn(ahead time.Duration) *exec.Cmd {
 func (h *Host) supervise(b *boot, cmd *exec.Cmd) {
 	defer h.w.booting.Done()
 	b.err = cmd.Wait()
+	if h.hybrid && !h.w.isClosed() {
+		if err := h.forgetV1(); err != nil {
+			fmt.Fprintf(h.w.out, "world: %v\n", err)
+		}
+	}
 	h.mu.Lock()
 	if h.boot == b {
 		h.boot = nil
@@ -178,7 +218,7 @@ func (h *Host) comeUp(ctx context.Context, b *boot, notices *net.UnixConn) error
 func (h *Host) open(b *boot) error {
 	// A cgroup among the host's services, but not one of systemd's: it must not be a session's or
 	// a scope's, lest the stories see what is not theirs.
-	execs := filepath.Join(proc(b.pid1, "root/sys/fs/cgroup/system.slice"), "from-outside.service")
+	execs := filepath.Join(h.groups(b), "system.slice/from-outside.service")
 	if err := os.MkdirAll(execs, 0o755); err != nil {
 		return err
 	}

@@ -63,6 +63,19 @@ func (c cgroup) kill(ctx context.Context) error {
 	})
 }
 
+// freeze stops every process below c, or lets it go on, and waits until that has happened.
+func (c cgroup) freeze(ctx context.Context, stop bool) error {
+	word := map[bool]string{false: "0", true: "1"}[stop]
+	err := os.WriteFile(filepath.Join(string(c), "cgroup.freeze"), []byte(word), 0)
+	if err != nil {
+		return fmt.Errorf("freezing cgroup: %w", err)
+	}
+	return poll(ctx, 5*time.Millisecond, func() (bool, error) {
+		events, err := os.ReadFile(filepath.Join(string(c), "cgroup.events"))
+		return bytes.Contains(events, []byte("frozen "+word)), err
+	})
+}
+
 // remove ends every process below c and takes the cgroups away. Once it has returned, nothing can
 // be started there any more.
 func (c cgroup) remove(ctx context.Context) error {

@@ -35,6 +35,20 @@ func (w *World) Dial(ctx context.Context, address string) (net.Conn, error) {
 	return conn, err
 }
 
+// Listen opens a TCP port of the test itself in the world, at an address that the switch takes besides
+// its own: so a cloud's metadata service stands at its well-known one.
+func (w *World) Listen(ctx context.Context, at netip.AddrPort) (l net.Listener, err error) {
+	prefix := netip.PrefixFrom(at.Addr(), at.Addr().BitLen())
+	if err := w.stage.sh(ctx, `ip addr add "$1" dev switch`, prefix.String()); err != nil {
+		return nil, err
+	}
+	err = inNetwork(w.stage.ns("net"), func() (err error) {
+		l, err = new(net.ListenConfig).Listen(ctx, "tcp", at.String())
+		return err
+	})
+	return l, err
+}
+
 // inNetwork calls f on a thread inside the network namespace at path. A thread that cannot come
 // back stays locked, so that the runtime ends it with its goroutine.
 func inNetwork(path string, f func() error) error {

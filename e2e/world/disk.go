@@ -55,15 +55,21 @@ func (h *Host) PowerLoss(ctx context.Context) error {
 	}
 	h.starting.Lock()
 	defer h.starting.Unlock()
-	if err := h.cutPower(); err != nil {
-		return fmt.Errorf("cutting the power of %s: %w", h.name, err)
+	// Everything stops at once: nobody may see the disk dead, nor a sync that was under way succeed,
+	// and still tell others.
+	err := h.cgroup.freeze(ctx, true)
+	if err == nil {
+		err = h.cutPower()
 	}
-	if err := h.Kill(ctx); err != nil {
+	if err != nil {
+		return fmt.Errorf("cutting the power of %s: %w", h.name, errors.Join(err, h.cgroup.freeze(ctx, false)))
+	}
+	if err := errors.Join(h.Kill(ctx), h.cgroup.freeze(ctx, false)); err != nil {
 		return err
 	}
 	// The namespaces of a dead host let go of its mounts a little later.
 	var busy error
-	err := poll(ctx, 10*time.Millisecond, func() (bool, error) {
+	err = poll(ctx, 10*time.Millisecond, func() (bool, error) {
 		busy = h.w.stage.sh(ctx, `
 if mountpoint -q "$1/root"; then umount "$1/root"; fi
 umount "$1/disk"`, h.inStage())

@@ -16,11 +16,16 @@ import (
 type HostOptions struct {
 	Name    string            // lower-case; also the host name inside
 	Release string            // a Debian release out of Releases; empty is DefaultRelease
+	With    []string          // Debian packages beside those that every host has
 	Labels  map[string]string // kept for the story, of no meaning here
+	// Hybrid gives the host version 1 of control groups at /sys/fs/cgroup, and version 2 below it.
+	Hybrid bool
 
 	// Install puts files into the host before its first boot. root is the host's root folder, good
 	// for opening, copying and chroot(8); resolving it (realpath, EvalSymlinks) leads astray.
 	Install func(root string) error
+	// Build is a script that the image runs after that, with its root as its own, as an image builder does.
+	Build string
 
 	Disk bool // give it a disk of its own, for PowerLoss to cut off from its power
 	Off  bool // leave the host switched off: Start boots it
@@ -34,6 +39,7 @@ type Host struct {
 
 	cgroup cgroup
 	disk   disk
+	hybrid bool
 
 	starting sync.Mutex // held during a whole boot, so that there is one at a time
 
@@ -66,11 +72,11 @@ func (w *World) addHost(ctx context.Context, o HostOptions) (*Host, error) {
 	if o.Release == "" {
 		o.Release = DefaultRelease
 	}
-	lower, err := RootFS(ctx, o.Release, w.out)
+	lower, err := RootFS(ctx, o.Release, w.out, o.With...)
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{Release: o.Release, Labels: o.Labels}
+	h := &Host{Release: o.Release, Labels: o.Labels, hybrid: o.Hybrid}
 	if h.plug, err = w.reserve(o.Name); err != nil {
 		return nil, err
 	}
@@ -93,6 +99,12 @@ func (w *World) addHost(ctx context.Context, o HostOptions) (*Host, error) {
 	if o.Install != nil {
 		if err := o.Install(h.diskRoot()); err != nil {
 			return nil, fmt.Errorf("installing: %w", err)
+		}
+	}
+	if o.Build != "" {
+		const build = `unshare --mount sh -ec 'mount -t proc proc "$1/proc"; exec chroot "$1" sh -ec "$2"' sh "$1" "$2"`
+		if err := h.w.stage.sh(ctx, build, h.inStage()+"/root", o.Build); err != nil {
+			return nil, fmt.Errorf("building its image: %w", err)
 		}
 	}
 	w.mu.Lock()
@@ -192,6 +204,13 @@ func (h *Host) Kill(ctx context.Context) error {
 	}
 	return b.wait(ctx)
 }
+
+// Freeze stops all processes of the host where they stand, as a suspended machine does. Its clocks
+// run on, and so do connections as far as the kernel carries them.
+func (h *Host) Freeze(ctx context.Context) error { return h.cgroup.freeze(ctx, true) }
+
+// Thaw lets a frozen host go on.
+func (h *Host) Thaw(ctx context.Context) error { return h.cgroup.freeze(ctx, false) }
 
 // wait returns when the boot has ended.
 func (b *boot) wait(ctx context.Context) error {

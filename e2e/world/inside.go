@@ -66,6 +66,19 @@ func (h *Host) Write(path string, data []byte, mode fs.FileMode) error {
 	return nil
 }
 
+// Replace is Write for a file that is read meanwhile: it is there at every moment, whole. Its folder
+// must not be reached by a symbolic link. A frozen host is no obstacle.
+func (h *Host) Replace(path string, data []byte, mode fs.FileMode) error {
+	if err := h.Write(path+".new", data, mode); err != nil {
+		return err
+	}
+	at := filepath.Join(h.root(), path)
+	if err := os.Rename(at+".new", at); err != nil {
+		return fmt.Errorf("replacing %s on %s: %w", path, h.name, err)
+	}
+	return nil
+}
+
 // appendTo adds to a file, which may be absent.
 func (h *Host) appendTo(path string, data []byte) error {
 	if err := h.create(path, unix.O_APPEND, data, 0o644); err != nil {

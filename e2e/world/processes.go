@@ -36,7 +36,7 @@ func (h *Host) Processes(ctx context.Context) ([]Process, error) {
 	}
 	var all []Process
 	inner := make(map[int]int) // the host's id of each process by the machine's
-	top := filepath.Join(proc(b.pid1, "root/sys/fs/cgroup"))
+	top := h.groups(b)
 	err = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -36,11 +37,12 @@ var packages = []string{
 	"psmisc", "sudo", "systemd", "systemd-sysv", "tmux", "usrmerge", "util-linux",
 }
 
-// polkit lets people switch on lingering for themselves. Its packages were renamed after bullseye.
-var polkit = map[string][]string{
+// ofRelease are packages of single releases. polkit, renamed after bullseye, lets people switch on
+// lingering for themselves; sudo-rs lies beside sudo until a story puts it in sudo's place.
+var ofRelease = map[string][]string{
 	"bullseye": {"policykit-1"},
 	"bookworm": {"polkitd", "pkexec"},
-	"trixie":   {"polkitd", "pkexec"},
+	"trixie":   {"polkitd", "pkexec", "sudo-rs"},
 }
 
 // recipe turns a fresh installation into one that many hosts can start from. Identity (machine id,
@@ -84,8 +86,9 @@ func CacheDir() string {
 
 // RootFS returns the folder of a Debian release's root file system, made by mmdebstrap at first use
 // (half a minute, from deb.debian.org) and kept in CacheDir. The folder is shared by all hosts and
-// must not be changed. Progress goes to out. Concurrent callers wait for each other.
-func RootFS(ctx context.Context, release string, out io.Writer) (dir string, err error) {
+// must not be changed. Progress goes to out. Concurrent callers wait for each other. with are packages
+// beside those that every host has.
+func RootFS(ctx context.Context, release string, out io.Writer, with ...string) (dir string, err error) {
 	if !slices.Contains(Releases, release) {
 		return "", fmt.Errorf("no such release %q: want one of %s", release, Releases)
 	}
@@ -95,7 +98,8 @@ func RootFS(ctx context.Context, release string, out io.Writer) (dir string, err
 	if err := makeCacheDir(); err != nil {
 		return "", err
 	}
-	key := sha256.Sum256([]byte(release + strings.Join(mmdebstrapFlags(release), "\n")))
+	flags := mmdebstrapFlags(release, with)
+	key := sha256.Sum256([]byte(release + strings.Join(flags, "\n")))
 	name := release + "-" + hex.EncodeToString(key[:6])
 	dir = filepath.Join(CacheDir(), name)
 	lock, err := flock(ctx, dir+".lock")
@@ -108,14 +112,14 @@ func RootFS(ctx context.Context, release string, out io.Writer) (dir string, err
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	if err := debootstrap(ctx, release, dir, out); err != nil {
+	if err := debootstrap(ctx, release, flags, dir, out); err != nil {
 		return "", fmt.Errorf("building a %s root file system: %w", release, err)
 	}
 	return dir, nil
 }
 
 // debootstrap builds beside dir and renames, so that dir is complete whenever it exists.
-func debootstrap(ctx context.Context, release, dir string, out io.Writer) error {
+func debootstrap(ctx context.Context, release string, flags []string, dir string, out io.Writer) error {
 	if out != nil {
 		fmt.Fprintf(out, "building a %s root file system, once, in half a minute\n", release)
 	}
@@ -123,8 +127,11 @@ func debootstrap(ctx context.Context, release, dir string, out io.Writer) error 
 	if err := os.RemoveAll(temp); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "mmdebstrap", append(mmdebstrapFlags(release), release, temp)...)
-	// mmdebstrap unmounts what it mounted in the chroot when it is asked politely.
+	// In a mount namespace of its own: what mmdebstrap mounts in the chroot goes with it even when it
+	// is killed, and the next build finds no file system that it could not remove, or should not.
+	args := append([]string{"--mount", "--propagation", "private", "mmdebstrap"},
+		flags...)
+	cmd := exec.CommandContext(ctx, "unshare", append(args, release, temp)...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	if _, err := output(cmd); err != nil {
@@ -134,10 +141,10 @@ func debootstrap(ctx context.Context, release, dir string, out io.Writer) error 
 }
 
 // mmdebstrapFlags say what is built; they are the cache's key.
-func mmdebstrapFlags(release string) []string {
+func mmdebstrapFlags(release string, with []string) []string {
 	return []string{
 		"--variant=minbase",
-		"--include=" + strings.Join(slices.Concat(packages, polkit[release]), ","),
+		"--include=" + strings.Join(slices.Concat(packages, ofRelease[release], with), ","),
 		"--dpkgopt=path-exclude=/usr/share/doc/*",
 		"--dpkgopt=path-exclude=/usr/share/man/*",
 		"--dpkgopt=path-exclude=/usr/share/locale/*",
@@ -190,5 +197,22 @@ func requirements() error {
 			return fmt.Errorf("%s is missing: apt-get install %s", program, from)
 		}
 	}
-	return nil
+	return makeRoom()
+}
+
+// instances is how many inotify instances the hosts need together. The kernel counts them for root
+// of all hosts as one, and Debian's 128 are gone with a dozen hosts.
+const instances = 1024
+
+// makeRoom raises the machine's limit where it is lower.
+func makeRoom() error {
+	const file = "/proc/sys/fs/inotify/max_user_instances"
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err != nil || n >= instances {
+		return err
+	}
+	return os.WriteFile(file, []byte(strconv.Itoa(instances)), 0)
 }
