@@ -163,12 +163,23 @@ func (o *owner) run(ctx context.Context, heartbeat <-chan struct{}, tell func())
 			soon = nil
 			o.heartbeat()
 		case <-pulse.C:
+			if o.quiet() {
+				continue
+			}
 			o.retryEndings(ctx)
 			o.endUsed(ctx)
 			o.settleMode(ctx)
 		}
 		tell()
 	}
+}
+
+// quiet tells whether there is nothing to see to each second: no grant, nothing that ends, no trial, and no mark
+// of observing. Most hosts are quiet most of the time, and looking closer costs them each second.
+func (o *owner) quiet() bool {
+	held := o.holds()
+	return len(o.results) == 0 && len(o.ending) == 0 && !o.finished && (held == nil || held.Trial == nil) &&
+		!o.marked && !o.modes.Marked(modeswitch.MarkObserve)
 }
 
 // spawn runs a job beside the owner. There is one check at a time, and one kill per batch.

@@ -4,13 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/curfew-access/curfew/agent/enforce/account"
 	"github.com/curfew-access/curfew/e2e/world"
@@ -39,8 +44,8 @@ func TestThousandEndsAtOnce(t *testing.T) {
 	}
 }
 
-// TestStubbornEndDelaysNobody: processes that come again as fast as they are killed take one end to
-// its limit, and the next does not wait for it.
+// TestStubbornEndDelaysNobody: a process in uninterruptible sleep, which no signal ends, takes one end to its
+// limit, and the next does not wait for it.
 func TestStubbornEndDelaysNobody(t *testing.T) {
 	s := newStage(t, world.DefaultRelease, "kim", 1900000007)
 	r := s.on("stubborn", "abcdefghjkmn", "account", "whole")
@@ -55,20 +60,36 @@ func TestStubbornEndDelaysNobody(t *testing.T) {
 
 // endStubborn runs on the host. It returns what was left of the first, and when the second died.
 func endStubborn(m *Manager, first Target) (left []Residue, died time.Duration, err error) {
-	// Many, and without a program to load, so that one of them is there whenever somebody looks, also
-	// where a processor is hard to get.
-	again := exec.Command("/usr/bin/perl", "-e", fmt.Sprintf(
-		`for (1..16) { fork or last } while (1) { my $p = fork; if (!$p) { ($<, $>) = (%[1]d, %[1]d); sleep 3600; exit } waitpid $p, 0 }`,
-		first.UID))
-	again.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	at, err := os.MkdirTemp("", "hung")
+	if err != nil {
+		return nil, 0, err
+	}
+	hung := &hung{RawFileSystem: fuse.NewDefaultRawFileSystem(), asked: make(chan struct{})}
+	if err := unix.Mknod("/dev/fuse", unix.S_IFCHR|0o600, int(unix.Mkdev(10, 229))); err != nil {
+		return nil, 0, fmt.Errorf("making /dev/fuse: %w", err)
+	}
+	server, err := fuse.NewServer(hung, at, &fuse.MountOptions{AllowOther: true, DirectMountStrict: true})
+	if err != nil {
+		return nil, 0, err
+	}
+	go server.Serve() // until this process exits, which aborts what waits: no other may hold its descriptor
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return nil, 0, err
+	}
+	stuck := exec.Command("/bin/stat", filepath.Join(at, "anything"))
+	stuck.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: first.UID, Gid: first.UID}}
 	second := first
 	second.RequestID, second.Login, second.UID = "zbcdefghjkmn", "lee", first.UID+1
 	nap := exec.Command("/bin/sleep", "3600")
 	nap.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: second.UID, Gid: second.UID}}
-	if err := errors.Join(again.Start(), nap.Start()); err != nil {
+	if err := errors.Join(stuck.Start(), nap.Start()); err != nil {
 		return nil, 0, err
 	}
-	defer func() { _ = syscall.Kill(-again.Process.Pid, syscall.SIGKILL); _ = again.Wait() }()
+	select {
+	case <-hung.asked:
+	case <-time.After(20 * time.Second):
+		return nil, 0, errors.New("nobody asked the file system that does not answer")
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	stubborn := make(chan []Residue, 1)
@@ -79,6 +100,23 @@ func endStubborn(m *Manager, first Target) (left []Residue, died time.Duration, 
 	_ = nap.Wait()
 	died = time.Since(began)
 	return <-stubborn, died, nil
+}
+
+// hung is a file system that never says what a name is, as an NFS server that is gone.
+type hung struct {
+	fuse.RawFileSystem
+	asked chan struct{}
+}
+
+func (h *hung) Lookup(<-chan struct{}, *fuse.InHeader, string, *fuse.EntryOut) fuse.Status {
+	close(h.asked)
+	select {}
+}
+
+// GetAttr is asked of the root alone.
+func (h *hung) GetAttr(_ <-chan struct{}, _ *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	out.Mode = fuse.S_IFDIR | 0o755
+	return fuse.OK
 }
 
 // endCrowd runs on the host. It returns how long after the end began the last process was dead and

@@ -244,15 +244,10 @@ func (m *Manager) tellOldGID(ctx context.Context, p process.Process, gid uint32)
 // from, so its coming is told while it can be seen.
 const rootManager = userSlice + "/user-0.slice/user@0.service"
 
-// watchRoot reports a user@0 that appears while grants are live.
-func (m *Manager) watchRoot(ctx context.Context) {
-	there := exists(rootManager)
+// watchRoot reports a user@0 that appears while grants are live that make root of people. It tells whether there
+// are any.
+func (m *Manager) watchRoot(ctx context.Context) (live bool) {
 	m.mu.Lock()
-	appeared := there && m.rootSeen == absent
-	m.rootSeen = absent
-	if there {
-		m.rootSeen = present
-	}
 	var under []string
 	var only Live
 	for id, l := range m.live {
@@ -260,9 +255,17 @@ func (m *Manager) watchRoot(ctx context.Context) {
 			under, only = append(under, id), l
 		}
 	}
+	now := unknown
+	if len(under) > 0 {
+		if now = absent; exists(rootManager) {
+			now = present
+		}
+	}
+	appeared := m.rootSeen == absent && now == present
+	m.rootSeen = now
 	m.mu.Unlock()
-	if !appeared || len(under) == 0 {
-		return
+	if !appeared {
+		return len(under) > 0
 	}
 	slices.Sort(under)
 	m.cfg.Log.Warn("root's user manager appeared under a grant", "requests", under)
@@ -279,9 +282,10 @@ func (m *Manager) watchRoot(ctx context.Context) {
 	if err := m.cfg.Events.Record(ctx, e); err != nil {
 		m.cfg.Log.Error("recording root's user manager", "error", err)
 	}
+	return true
 }
 
-// seen is whether something was there at the last look; unknown before the first.
+// seen is whether something was there at the last look; unknown while nobody looks.
 type seen int
 
 const (

@@ -34,6 +34,7 @@ type Manager struct {
 	warner *warner
 	scopes atomic.Uint64 // how many were made, for their names
 	sweeps chan struct{} // one token: sweep now
+	looks  chan struct{} // one token: there is something to watch
 
 	killing sync.Mutex // held during Kill: one at a time
 
@@ -76,6 +77,7 @@ func New(cfg Config) (*Manager, error) {
 	m := &Manager{
 		cfg: cfg, self: self, bootID: cfg.Clock().BootID, dir: dir,
 		sweeps:   make(chan struct{}, 1),
+		looks:    make(chan struct{}, 1),
 		sessions: make(map[string]*entry), problems: make(map[string]string),
 		told: make(map[string]time.Time),
 	}
@@ -112,7 +114,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return m.warner.run(ctx) })
 	group.Go(func() error {
-		every(ctx, pollEvery, nil, func() { m.poll(); m.watchRoot(ctx) })
+		m.watch(ctx)
 		return nil
 	})
 	group.Go(func() error {
@@ -120,6 +122,31 @@ func (m *Manager) Run(ctx context.Context) error {
 		return nil
 	})
 	return group.Wait()
+}
+
+// watch looks each second for sessions that ended and for root's user manager, as long as there may be such. A
+// host on which nobody has anything is not woken for it.
+func (m *Manager) watch(ctx context.Context) {
+	for ctx.Err() == nil {
+		open, live := m.poll(), m.watchRoot(ctx)
+		var next <-chan time.Time
+		if open || live {
+			next = time.After(pollEvery)
+		}
+		select {
+		case <-ctx.Done():
+		case <-next:
+		case <-m.looks:
+		}
+	}
+}
+
+// look wakes whoever watches.
+func (m *Manager) look() {
+	select {
+	case m.looks <- struct{}{}:
+	default:
+	}
 }
 
 // every calls step at once, then after each pause or token, until ctx ends.
@@ -152,6 +179,7 @@ func (m *Manager) Publish(live []Live) {
 	m.mu.Unlock()
 	m.give(live)
 	m.warner.publish(live)
+	m.look()
 	if first {
 		select {
 		case m.sweeps <- struct{}{}:
@@ -206,6 +234,7 @@ func (m *Manager) admit(e *entry) error {
 		return ErrFull
 	}
 	m.sessions[e.ID] = e
+	m.look()
 	return nil
 }
 
@@ -293,8 +322,8 @@ func (m *Manager) condemn(t Target) {
 }
 
 // poll ends the sessions whose process has exited: those that an earlier agent registered, and those
-// whose socket is held open by a child.
-func (m *Manager) poll() {
+// whose socket is held open by a child. It tells whether any other is left.
+func (m *Manager) poll() (left bool) {
 	for _, s := range m.registered() {
 		if s.Over {
 			continue
@@ -303,8 +332,11 @@ func (m *Manager) poll() {
 		over := err == nil && (p.StartTicks != s.StartTicks || p.Dead())
 		if over || errors.Is(err, process.ErrGone) {
 			m.End(s.ID)
+		} else {
+			left = true
 		}
 	}
+	return left
 }
 
 // LoggedIn tells whether a login session of a request runs.
