@@ -84,7 +84,8 @@ func (r *rig) blackout(s story, grants []*access, at inject.Point) bool {
 	if err != nil && !errors.Is(err, errGone) {
 		r.t.Fatalf("power lost at %s: %v", at, err)
 	}
-	r.on("systemctl stop curfew-gate.socket curfew-enforce.service")
+	// PID 1 starts anew what was killed, and that job may cancel this one.
+	r.on("until systemctl stop curfew-gate.socket curfew-enforce.service; do sleep 0.1; done")
 	r.release()
 	// What a power loss takes beside: /run, and PID 1 with its timers.
 	r.on(`systemctl stop 'curfew-end-*.timer'; find /run/curfew -mindepth 1 -delete
