@@ -291,6 +291,13 @@ func (o *owner) acceptState(ctx context.Context, msg *curfewv1.State) {
 		o.refuseState(err)
 		return
 	}
+	if len(change.Started) > 0 {
+		// Somebody waits for these: the host's programs are asked while the disk writes. Nothing opens by that.
+		o.recon.Retry()
+		s := o.state()
+		s.Live = append(s.Live, change.Started...)
+		o.check(ctx, s)
+	}
 	if err := o.save(next); err != nil {
 		// Nothing opens on what cannot be kept; what ended is over all the same.
 		for _, e := range change.Ended {
@@ -312,9 +319,6 @@ func (o *owner) acceptState(ctx context.Context, msg *curfewv1.State) {
 	}
 	for _, l := range change.Started {
 		o.listed[l.ID] = o.cfg.Clock().Boot
-	}
-	if len(change.Started) > 0 {
-		o.recon.Retry()
 	}
 	o.ended(ctx, change.Ended)
 	o.reconcile(ctx)

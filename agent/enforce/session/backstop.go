@@ -30,16 +30,19 @@ func (m *Manager) Arm(ctx context.Context, t Target, end time.Time, left time.Du
 		return fmt.Errorf("arming the backstop: %s", problems[0])
 	}
 	name := fmt.Sprintf("curfew-end-%s-%s", t.RequestID, newID()[:8])
-	err := startTimer(ctx, timer{
-		name: name, description: "End of Curfew request " + t.RequestID,
-		at: end.Add(backstopDelay), after: max(left, 0) + backstopDelay,
-		commands: m.backstop(t),
-	})
-	if err == nil {
-		err = stopMatching(ctx, timerPattern(t.RequestID), func(unit string) bool {
+	err := askWithin(ctx, stopLimit, func(ctx context.Context, conn *dbus.Conn) error {
+		err := startTimer(ctx, conn, timer{
+			name: name, description: "End of Curfew request " + t.RequestID,
+			at: end.Add(backstopDelay), after: max(left, 0) + backstopDelay,
+			commands: m.backstop(t),
+		})
+		if err != nil {
+			return err
+		}
+		return stopMatching(ctx, conn, timerPattern(t.RequestID), func(unit string) bool {
 			return unit != name+".timer"
 		})
-	}
+	})
 	m.problem("backstop "+t.RequestID, err)
 	if err != nil {
 		return fmt.Errorf("arming the backstop of request %s: %w", t.RequestID, err)
@@ -76,9 +79,11 @@ func (m *Manager) Disarm(ctx context.Context, requests ...string) error {
 		}
 		ended[request] = true
 	}
-	err := stopMatching(ctx, timerPattern("*"), func(unit string) bool {
-		match := timerName.FindStringSubmatch(unit)
-		return match != nil && ended[match[1]]
+	err := askWithin(ctx, stopLimit, func(ctx context.Context, conn *dbus.Conn) error {
+		return stopMatching(ctx, conn, timerPattern("*"), func(unit string) bool {
+			match := timerName.FindStringSubmatch(unit)
+			return match != nil && ended[match[1]]
+		})
 	})
 	for _, request := range requests {
 		m.problem("backstop "+request, err)

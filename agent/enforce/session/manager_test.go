@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -179,6 +180,29 @@ func TestRestartKnowsItsSessions(t *testing.T) {
 	if _, ok := again.Owner(process.Process{LoginUID: uidKim, AuditSession: 77}); ok {
 		t.Error("a session that left nothing is remembered")
 	}
+}
+
+// A host on which nobody is logged in is not looked over each second; the first session wakes whoever watches.
+func TestTheFirstSessionIsWatched(t *testing.T) {
+	m, events := newManager(t, recordsDir(t))
+	m.Publish([]Live{kimLive()})
+	watched, stop := context.WithCancel(t.Context())
+	var watch sync.WaitGroup
+	watch.Go(func() { m.watch(watched) })
+	defer watch.Wait()
+	defer stop()
+	eventually(t, "it looks", func() bool { return len(m.looks) == 0 })
+	monitor := spawn(t, 0, "exec "+nap(8))
+	if _, _, err := m.Open(t.Context(), sessionOf(t, monitor)); err != nil {
+		t.Fatal(err)
+	}
+	if err := monitor.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = monitor.Wait()
+	eventually(t, "the end of a session is noticed", func() bool {
+		return slices.Equal(events.kinds(), []string{"session.opened", "session.closed"})
+	})
 }
 
 func TestRecordsOfAnotherBootAndBrokenOnesAreNotSessions(t *testing.T) {

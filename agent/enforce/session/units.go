@@ -116,7 +116,7 @@ type timer struct {
 
 // startTimer makes PID 1 run the commands, one after the other whatever each returns, at a time of
 // the wall clock or after a time without suspend, whichever comes first.
-func startTimer(ctx context.Context, t timer) error {
+func startTimer(ctx context.Context, conn *dbus.Conn, t timer) error {
 	commands := make([]execCommand, 0, len(t.commands))
 	for _, c := range t.commands {
 		commands = append(commands, execCommand{Path: c[0], Args: c, IgnoreFailure: true})
@@ -141,31 +141,29 @@ func startTimer(ctx context.Context, t timer) error {
 		property("AccuracyUSec", uint64(time.Second/time.Microsecond)),
 		property("RemainAfterElapse", false),
 	}
-	return ask(ctx, func(ctx context.Context, conn *dbus.Conn) error {
-		_, err := conn.StartTransientUnitAux(ctx, t.name+".timer", "replace", timers,
-			[]dbus.PropertyCollection{service}, nil)
-		if err != nil {
-			return fmt.Errorf("starting %s.timer: %w", t.name, err)
-		}
-		return nil
-	})
+	ctx, cancel := context.WithTimeout(ctx, unitLimit)
+	defer cancel()
+	_, err := conn.StartTransientUnitAux(ctx, t.name+".timer", "replace", timers,
+		[]dbus.PropertyCollection{service}, nil)
+	if err != nil {
+		return fmt.Errorf("starting %s.timer: %w", t.name, err)
+	}
+	return nil
 }
 
 // stopMatching stops the units whose name matches a pattern of fnmatch(3), and which are chosen.
-func stopMatching(ctx context.Context, pattern string, chosen func(unit string) bool) error {
-	return askWithin(ctx, stopLimit, func(ctx context.Context, conn *dbus.Conn) error {
-		units, err := conn.ListUnitsByPatternsContext(ctx, nil, []string{pattern})
-		if err != nil {
-			return fmt.Errorf("listing %s: %w", pattern, err)
+func stopMatching(ctx context.Context, conn *dbus.Conn, pattern string, chosen func(unit string) bool) error {
+	units, err := conn.ListUnitsByPatternsContext(ctx, nil, []string{pattern})
+	if err != nil {
+		return fmt.Errorf("listing %s: %w", pattern, err)
+	}
+	var errs []error
+	for _, u := range units {
+		if chosen(u.Name) {
+			errs = append(errs, stop(ctx, conn, u.Name))
 		}
-		var errs []error
-		for _, u := range units {
-			if chosen(u.Name) {
-				errs = append(errs, stop(ctx, conn, u.Name))
-			}
-		}
-		return errors.Join(errs...)
-	})
+	}
+	return errors.Join(errs...)
 }
 
 // stop asks for a unit to be stopped and forgotten; it does not wait. A unit that is not loaded is
