@@ -100,7 +100,7 @@ FUZZTIME ?= 10m
 .PHONY: fuzz
 fuzz: build ## fuzz every target for FUZZTIME, one after the other, and keep what reaches new code
 	@e2e/deps.sh clang-14 libclang-rt-14-dev
-	@go run ./e2e/fuzz -time $(FUZZTIME) $(ONLY)
+	@go run ./e2e/fuzz -time $(FUZZTIME) "$(ONLY)"
 
 .PHONY: mutate
 mutate: deps build ## apply each break of the MUTATIONS.md files and see its test fail
