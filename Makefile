@@ -104,7 +104,7 @@ fuzz: build ## fuzz every target for FUZZTIME, one after the other, and keep wha
 
 .PHONY: mutate
 mutate: deps build ## apply each break of the MUTATIONS.md files and see its test fail
-	@go run ./e2e/mutate $(ONLY)
+	@go run ./e2e/mutate "$(ONLY)"
 
 .PHONY: bench
 bench: deps build ## what Curfew costs beside what it cannot do without (ONLY=WORD… for some rows)

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -238,58 +237,3 @@ func (m *Manager) tellOldGID(ctx context.Context, p process.Process, gid uint32)
 		m.cfg.Log.Error("recording a killed process", "pid", p.PID, "error", err)
 	}
 }
-
-// rootManager is the cgroup of root's own user manager. What `systemd-run --user` starts there as root
-// has nobody's audit identity and stands in nobody's scope: nothing ties it to the grant that root came
-// from, so its coming is told while it can be seen.
-const rootManager = userSlice + "/user-0.slice/user@0.service"
-
-// watchRoot reports a user@0 that appears while grants are live that make root of people. It tells whether there
-// are any.
-func (m *Manager) watchRoot(ctx context.Context) (live bool) {
-	m.mu.Lock()
-	var under []string
-	var only Live
-	for id, l := range m.live {
-		if l.RootEquivalent {
-			under, only = append(under, id), l
-		}
-	}
-	now := unknown
-	if len(under) > 0 {
-		if now = absent; exists(rootManager) {
-			now = present
-		}
-	}
-	appeared := m.rootSeen == absent && now == present
-	m.rootSeen = now
-	m.mu.Unlock()
-	if !appeared {
-		return len(under) > 0
-	}
-	slices.Sort(under)
-	m.cfg.Log.Warn("root's user manager appeared under a grant", "requests", under)
-	e := &curfewv1.Event{Kind: trail.KindRootManager, Details: map[string]string{
-		"requests": strings.Join(under[:min(len(under), maxShown)], " "),
-		"what": "user@0.service started: what it runs (systemd-run --user, units of root's own) does " +
-			"not end with the grant",
-	}}
-	if len(under) == 1 {
-		e.RequestId, e.Login, e.GrantId = only.RequestID, only.Login, only.GrantID[:]
-	}
-	ctx, cancel := context.WithTimeout(ctx, recordLimit)
-	defer cancel()
-	if err := m.cfg.Events.Record(ctx, e); err != nil {
-		m.cfg.Log.Error("recording root's user manager", "error", err)
-	}
-	return true
-}
-
-// seen is whether something was there at the last look; unknown while nobody looks.
-type seen int
-
-const (
-	unknown seen = iota
-	absent
-	present
-)

@@ -124,31 +124,6 @@ func (m *Manager) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// watch looks each second for sessions that ended and for root's user manager, as long as there may be such. A
-// host on which nobody has anything is not woken for it.
-func (m *Manager) watch(ctx context.Context) {
-	for ctx.Err() == nil {
-		open, live := m.poll(), m.watchRoot(ctx)
-		var next <-chan time.Time
-		if open || live {
-			next = time.After(pollEvery)
-		}
-		select {
-		case <-ctx.Done():
-		case <-next:
-		case <-m.looks:
-		}
-	}
-}
-
-// look wakes whoever watches.
-func (m *Manager) look() {
-	select {
-	case m.looks <- struct{}{}:
-	default:
-	}
-}
-
 // every calls step at once, then after each pause or token, until ctx ends.
 func every(ctx context.Context, pause time.Duration, token <-chan struct{}, step func()) {
 	tick := time.NewTicker(pause)
@@ -319,24 +294,6 @@ func (m *Manager) condemn(t Target) {
 			e.killed = map[string]string{"cause": cmp.Or(t.Why, causeText(t.Cause)), "by": t.By}
 		}
 	}
-}
-
-// poll ends the sessions whose process has exited: those that an earlier agent registered, and those
-// whose socket is held open by a child. It tells whether any other is left.
-func (m *Manager) poll() (left bool) {
-	for _, s := range m.registered() {
-		if s.Over {
-			continue
-		}
-		p, err := process.Read(s.PID)
-		over := err == nil && (p.StartTicks != s.StartTicks || p.Dead())
-		if over || errors.Is(err, process.ErrGone) {
-			m.End(s.ID)
-		} else {
-			left = true
-		}
-	}
-	return left
 }
 
 // LoggedIn tells whether a login session of a request runs.
