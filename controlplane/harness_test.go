@@ -261,6 +261,17 @@ func (p *person) ask(hosts ...string) *apiv1.Request {
 	return r.GetRequest()
 }
 
+// holds gives a person access to a host that enforces it, and returns the request.
+func (p *person) holds(approver *person, on *host) *apiv1.Request {
+	p.t.Helper()
+	r := p.ask("web1")
+	_, err := approver.approve(r)
+	must(p.t, err)
+	on.eventually(1)
+	p.until(r.GetId(), "applied", applied)
+	return r
+}
+
 func (p *person) sign(terms []byte) []byte {
 	p.t.Helper()
 	sig, err := sshsig.Sign(p.key, sshsig.NamespaceApprove, terms)

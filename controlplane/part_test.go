@@ -68,11 +68,7 @@ func (m *host) served() bool {
 func TestRemovedHostGetsALastState(t *testing.T) {
 	h := build(t, nil)
 	alice, bob, _, web1 := h.cast(1)
-	r := alice.ask("web1")
-	_, err := bob.approve(r)
-	must(t, err)
-	web1.eventually(1)
-	alice.until(r.GetId(), "applied", applied)
+	r := alice.holds(bob, web1)
 	answer := h.remove("web1", false)
 	web1.eventually(0)
 	select {
@@ -131,16 +127,12 @@ func TestLastStateListsNothing(t *testing.T) {
 func TestHostThatCannotBeTold(t *testing.T) {
 	h := build(t, nil)
 	alice, bob, _, web1 := h.cast(1)
-	r := alice.ask("web1")
-	_, err := bob.approve(r)
-	must(t, err)
-	web1.eventually(1)
-	alice.until(r.GetId(), "applied", applied)
+	r := alice.holds(bob, web1)
 	web1.disconnect()
 	if h.stays(func() bool { return h.connected("web1") }) {
 		t.Fatal("the host stays connected")
 	}
-	_, err = h.admin.RemoveHost(t.Context(), &apiv1.RemoveHostRequest{Name: "web1"})
+	_, err := h.admin.RemoveHost(t.Context(), &apiv1.RemoveHostRequest{Name: "web1"})
 	why := refused(t, err, apiv1.Code_CODE_CONFLICT)
 	for _, word := range []string{"1 of its grants", "at most until", "when its lease is over"} {
 		if !strings.Contains(why.GetText(), word) {

@@ -118,11 +118,8 @@ func checkTrail(t *testing.T, p *person, id string) {
 func TestExtension(t *testing.T) {
 	h := build(t, nil)
 	alice, bob, _, web1 := h.cast(1)
-	r := alice.ask("web1")
-	_, err := bob.approve(r)
-	must(t, err)
+	r := alice.holds(bob, web1)
 	first := web1.eventually(1)[0]
-	alice.until(r.GetId(), "applied", applied)
 	ext, err := alice.Extend(t.Context(), &apiv1.ExtendRequest{
 		Id: r.GetId(), MoreMs: (20 * time.Minute).Milliseconds(), Reason: "not yet done",
 	})

@@ -59,11 +59,7 @@ func TestTimeEndsThings(t *testing.T) {
 func TestExtensionThatComesTooLate(t *testing.T) {
 	h := build(t, nil)
 	alice, bob, _, web1 := h.cast(1)
-	r := alice.ask("web1")
-	_, err := bob.approve(r)
-	must(t, err)
-	web1.eventually(1)
-	alice.until(r.GetId(), "applied", applied)
+	r := alice.holds(bob, web1)
 	web1.disconnect()
 	ext, err := alice.Extend(t.Context(), &apiv1.ExtendRequest{
 		Id: r.GetId(), MoreMs: (20 * time.Minute).Milliseconds(), Reason: "not yet done",
