@@ -95,15 +95,17 @@ func (o *owner) reconcile(ctx context.Context) {
 		o.reconcile(ctx) // an extension stands now; what it replaced goes
 		return
 	}
+	pending := o.recon.Pending(o.results)
+	if pending {
+		o.check(ctx, s) // first, since somebody waits for it and it needs nothing of what follows
+	}
 	o.publishSessions(ctx)
 	o.setTimer()
 	o.say(ctx)
 	o.kill(ctx)
-	if o.recon.Pending(o.results) {
-		o.check(ctx, s)
-		return
+	if !pending {
+		o.acknowledge()
 	}
-	o.acknowledge()
 }
 
 // check runs the host's checks beside the owner. One runs at a time; what comes meanwhile is checked

@@ -136,16 +136,17 @@ func (r *Reconciler) admitOne(
 		return verdict{refused: err.Error()}
 	}
 	stood := r.stood(live, subject)
-	// Somebody waits for the access that these programs check: they run side by side.
+	// Somebody waits for the access that these programs check: they run side by side, the name service's
+	// first, since that asks others in turn.
 	var checks sync.WaitGroup
 	var errFree error
-	if subject.Class == account.ClassAccount {
-		checks.Go(func() { errFree = r.cfg.Directory.Free(ctx, subject.Login, subject.UID) })
-	}
+	checks.Go(func() { err = r.admitRules(ctx, in, live, host) })
 	if r.cfg.Checker.Present() {
 		checks.Go(func() { _, _ = host.get(ctx) }) // asked again below
 	}
-	err = r.admitRules(ctx, in, live, host)
+	if subject.Class == account.ClassAccount {
+		errFree = r.cfg.Directory.Free(ctx, subject.Login, subject.UID)
+	}
 	checks.Wait()
 	if err == nil {
 		err = errFree

@@ -108,5 +108,17 @@ func Pairs(n int, ours, peer side) (mine, theirs samples, err error) {
 	return mine, theirs, nil
 }
 
+// rest is how long the machine is left alone before a sample that programs on hosts give.
+const rest = 200 * time.Millisecond
+
+// rested has the machine left alone before each sample: what a sample leaves to be done, as the events
+// that go to the control plane, does not count for the next one, which may be the peer's.
+func rested(f side) side {
+	return func() (time.Duration, error) {
+		time.Sleep(rest)
+		return f()
+	}
+}
+
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 func us(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
