@@ -145,6 +145,7 @@ func (o *owner) run(ctx context.Context, heartbeat <-chan struct{}, tell func())
 	var soon <-chan time.Time
 	o.lookAtUse(ctx)
 	tell()
+	trim := o.trim()
 	for {
 		select {
 		case <-ctx.Done():
@@ -171,6 +172,7 @@ func (o *owner) run(ctx context.Context, heartbeat <-chan struct{}, tell func())
 			o.settleMode(ctx)
 		}
 		tell()
+		trim()
 	}
 }
 
