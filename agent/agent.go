@@ -326,7 +326,6 @@ func (e *Enforce) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, quit)()
 	group.Go(func() error { defer end(); return e.gate.Run(asking) })
 	group.Go(func() error { return o.run(ctx, e.beats, e.tell()) })
-	group.Go(func() error { trim(ctx); return nil })
 	group.Go(func() error { return o.timer.Run(ctx) })
 	group.Go(func() error { return o.sessions.Run(ctx) })
 	group.Go(func() error { return o.recon.Run(ctx) })

@@ -145,6 +145,7 @@ func (o *owner) run(ctx context.Context, heartbeat <-chan struct{}, tell func())
 	var soon <-chan time.Time
 	o.lookAtUse(ctx)
 	tell()
+	trim := o.trim()
 	for {
 		select {
 		case <-ctx.Done():
@@ -171,6 +172,7 @@ func (o *owner) run(ctx context.Context, heartbeat <-chan struct{}, tell func())
 			o.settleMode(ctx)
 		}
 		tell()
+		trim()
 	}
 }
 
@@ -191,14 +193,20 @@ func (o *owner) spawn(job func()) {
 	}()
 }
 
-// spawnSmall runs one of many small jobs beside the owner; a few of them run at once.
-func (o *owner) spawnSmall(ctx context.Context, job func()) {
+// spawnSmall runs small jobs beside the owner; a few of all that there are run at once. Those that wait do
+// so as one goroutine: the runtime never gives back what it knows of a thousand.
+func (o *owner) spawnSmall(ctx context.Context, jobs ...func()) {
 	o.spawn(func() {
-		select {
-		case o.jobs <- struct{}{}:
-			defer func() { <-o.jobs }()
-			job()
-		case <-ctx.Done():
+		for _, job := range jobs {
+			select {
+			case o.jobs <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			o.spawn(func() {
+				defer func() { <-o.jobs }()
+				job()
+			})
 		}
 	})
 }
@@ -259,15 +267,12 @@ func (o *owner) acceptTrust(env []byte) {
 // acceptGrant verifies a grant and holds it. It becomes durable with the state that lists it; until
 // then nothing rests on it.
 func (o *owner) acceptGrant(env []byte) {
-	next := o.ledger.Clone()
-	held := make(map[grant.ID]bool)
-	for _, id := range o.ledger.HeldIDs() {
-		held[id] = true
-	}
-	id, err := next.AcceptGrant(env, o.cfg.Clock(), o.settings.ceiling())
-	o.ledger = next // it remembers refusals too
-	if held[id] {
-		return
+	// In its place: a refusal is remembered too, and a copy for each of a thousand grants is a thousand
+	// times a thousand.
+	before := o.ledger.Held()
+	id, err := o.ledger.AcceptGrant(env, o.cfg.Clock(), o.settings.ceiling())
+	if err == nil && o.ledger.Held() == before {
+		return // it was held already
 	}
 	kind := trail.KindGrantAccepted
 	if err != nil {

@@ -131,14 +131,16 @@ func (o *owner) publishGate() {
 	principals, _ := o.settings.rules().Principals(o.recon.Local(), o.store.UIDs())
 	t := &gate.Table{
 		People: principals, MayOpen: o.mayOpen(), Roles: o.roles(),
-		MayOpenLocal: o.mayOpenLocal(),
+		MayOpenLocal: o.mayOpenLocal(), Live: make([]grant.Live, 0, len(o.results)),
 	}
 	t.Mode, t.Trial = o.mode()
 	once := make(map[grant.ID]bool)
 	for _, r := range o.results {
 		if r.Applied() {
 			t.Live = append(t.Live, r.Live)
-			once[r.Live.ID] = r.Live.Unused || r.Live.Terms.GetSingleUse()
+		}
+		if r.Applied() && (r.Live.Unused || r.Live.Terms.GetSingleUse()) {
+			once[r.Live.ID] = true
 		}
 	}
 	o.once.Store(&once)
@@ -202,7 +204,8 @@ type armed struct {
 // decided anew whenever the login's other requests change.
 func (o *owner) arm(ctx context.Context, live []session.Live) {
 	now := o.cfg.Clock()
-	have := make(map[string]bool)
+	have := make(map[string]bool, len(live))
+	var jobs []func()
 	for _, l := range live {
 		have[l.RequestID] = true
 		target := o.targetOf(l)
@@ -212,7 +215,7 @@ func (o *owner) arm(ctx context.Context, live []session.Live) {
 			continue
 		}
 		o.armed[l.RequestID] = want
-		o.spawnSmall(ctx, func() {
+		jobs = append(jobs, func() {
 			err := o.sessions.Arm(ctx, target, l.End, l.BootDeadline-now.Boot)
 			o.post(ctx, func(context.Context) {
 				if _, live := o.armed[l.RequestID]; !live {
@@ -225,6 +228,7 @@ func (o *owner) arm(ctx context.Context, live []session.Live) {
 			})
 		})
 	}
+	o.spawnSmall(ctx, jobs...)
 	maps.DeleteFunc(o.armed, func(id string, _ armed) bool { return !have[id] })
 	for about := range o.problems {
 		if id, ok := strings.CutPrefix(about, backstopOf); ok && !have[id] {

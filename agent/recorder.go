@@ -135,10 +135,11 @@ func (r *recorder) noteAll(list []*curfewv1.Event) bool {
 }
 
 // after returns events above n, at most limit, and a channel that closes when there are more.
-func (r *recorder) after(n uint64, limit int) ([]*curfewv1.Event, <-chan struct{}) {
+func (r *recorder) after(n uint64, limit int) ([]*curfewv1.Event, <-chan struct{}, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.events.After(n, limit), r.added
+	events, err := r.events.After(n, limit)
+	return events, r.added, err
 }
 
 func (r *recorder) acknowledged(n uint64) error {

@@ -1,33 +1,34 @@
 package agent
 
 import (
-	"context"
-	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 )
 
 const (
-	trimEvery = 30 * time.Second
-	trimOver  = 2 << 20
+	trimEvery = time.Second
+	trimOver  = 1 << 20
 )
 
-// trim gives back what a burst took. The runtime does so by itself, but over minutes.
-func trim(ctx context.Context) {
-	tick := time.NewTicker(trimEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		if m.HeapIdle-m.HeapReleased > trimOver || m.HeapInuse-m.HeapAlloc > trimOver {
-			debug.FreeOSMemory()
+// trim returns what the owner calls after each turn: it gives back what a burst took. The runtime does so
+// by itself, but over minutes; and who only waits collects nothing.
+func (o *owner) trim() func() {
+	const live, objects, free = 0, 1, 2
+	heap := []metrics.Sample{
+		live:    {Name: "/gc/heap/live:bytes"}, // after the last collection
+		objects: {Name: "/memory/classes/heap/objects:bytes"},
+		free:    {Name: "/memory/classes/heap/free:bytes"},
+	}
+	var trimmed time.Time
+	return func() {
+		metrics.Read(heap)
+		over := heap[objects].Value.Uint64()+heap[free].Value.Uint64() > heap[live].Value.Uint64()+trimOver
+		if over && time.Since(trimmed) > trimEvery {
+			trimmed = time.Now()
+			o.spawn(debug.FreeOSMemory)
 		}
 	}
 }

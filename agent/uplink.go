@@ -216,7 +216,10 @@ func (u *uplink) pump(ctx context.Context, c *connection) error {
 	case sent = <-c.welcomed:
 	}
 	for {
-		events, more := u.rec.after(sent, eventBatch)
+		events, more, err := u.rec.after(sent, eventBatch)
+		if err != nil {
+			return err
+		}
 		for _, e := range events {
 			m := &curfewv1.HostMessage{Body: &curfewv1.HostMessage_Event{Event: e}}
 			select {

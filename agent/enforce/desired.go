@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -155,7 +156,7 @@ func (d *desired) fits(r Result) error {
 		if err != nil {
 			return err
 		}
-		d.texts[r.Live.ID] = text
+		d.texts[r.Live.ID] = bytes.Clone(text) // which is kept, and so is no room to grow
 	}
 	if r.Subject.Class != account.ClassAccount {
 		if len(terms.GetGroups()) > 0 {
@@ -213,7 +214,7 @@ func (d *desired) keyFiles(results []Result) {
 		}
 		// Each grant's keys were rendered on trial.
 		if text, err := keys.Render(d.in.Keys, list); err == nil {
-			d.keys[login] = folder.File{Data: text, Mode: 0o644}
+			d.keys[login] = folder.File{Data: bytes.Clone(text), Mode: 0o644}
 		}
 	}
 }

@@ -81,7 +81,7 @@ func New(cfg Config) (*Server, error) {
 	}, nil
 }
 
-// Publish puts a table in force for every question from now on. The caller must not change it after.
+// Publish puts a table in force for every question from now on. The caller must not use it after.
 func (s *Server) Publish(t *Table) {
 	t.index()
 	s.table.Store(t)

@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -36,7 +37,6 @@ type Table struct {
 	// Filled by Publish.
 	byName map[string]Person
 	byUID  map[uint32]Person
-	grants map[string][]grant.Live
 }
 
 // observes tells whether nobody is denied now.
@@ -45,12 +45,11 @@ func (t *Table) observes(now grant.Clock) bool {
 		t.Trial != nil && (!now.Wall.Before(t.Trial.Wall) || now.Boot >= t.Trial.Boot)
 }
 
-// index fills the maps. A uid or a name that stands in two classes keeps none of them: it is
-// answered as what needs a grant everywhere.
+// index fills the maps, and sorts the grants by login. A uid or a name that stands in two classes keeps
+// none of them: it is answered as what needs a grant everywhere.
 func (t *Table) index() {
 	t.byName = make(map[string]Person, len(t.People))
 	t.byUID = make(map[uint32]Person, len(t.People))
-	t.grants = make(map[string][]grant.Live)
 	for _, p := range append([]account.Principal{account.SelfTest}, t.People...) {
 		person := Person{Class: p.Class, Login: p.Name, UID: p.UID}
 		t.byName[p.Name] = person
@@ -58,17 +57,22 @@ func (t *Table) index() {
 			t.byUID[p.UID] = person
 		}
 	}
-	for _, g := range t.Live {
-		login := g.Terms.GetLogin()
-		t.grants[login] = append(t.grants[login], g)
-	}
+	slices.SortStableFunc(t.Live, func(a, b grant.Live) int {
+		return cmp.Compare(a.Terms.GetLogin(), b.Terms.GetLogin())
+	})
 }
 
 // of returns the grants of a login that are open at now: the table may be older than a deadline, and
 // the agent may just have woken from SIGSTOP or suspend.
 func (t *Table) of(login string, now grant.Clock) []grant.Live {
 	var open []grant.Live
-	for _, g := range t.grants[login] {
+	first, _ := slices.BinarySearchFunc(t.Live, login, func(g grant.Live, login string) int {
+		return cmp.Compare(g.Terms.GetLogin(), login)
+	})
+	for _, g := range t.Live[first:] {
+		if g.Terms.GetLogin() != login {
+			break
+		}
 		if now.Wall.Before(g.End) && now.Boot < g.BootDeadline {
 			open = append(open, g)
 		}

@@ -54,8 +54,8 @@ type Events struct {
 type segment struct {
 	first uint64
 	bytes int64
-	// events are decoded on open and kept: the log is small, and what is unsent is read at once.
-	events []*curfewv1.Event
+	// events are encoded, as on disk: few are sent twice, and decoded they take four times the room.
+	events [][]byte
 }
 
 func (s segment) last() uint64 { return s.first + uint64(len(s.events)) - 1 }
@@ -209,7 +209,9 @@ func (e *Events) readSegment(first uint64, oldest, newest bool) error {
 		if e.chain.Count == e.acked.Count && !bytes.Equal(e.chain.Head, e.acked.Head) {
 			return e.corrupt(name, fmt.Sprintf("event %d is not the one acknowledged", e.chain.Count))
 		}
-		s.events = append(s.events, event)
+		if s.events = append(s.events, raw); s.last() != e.chain.Count {
+			return e.corrupt(name, fmt.Sprintf("event %d stands in it", e.chain.Count))
+		}
 	}
 	e.segments = append(e.segments, s)
 	return nil
@@ -308,6 +310,7 @@ func (e *Events) size() (n int64) {
 // write chains events and appends them to the newest segment, all or none.
 func (e *Events) write(events []*curfewv1.Event) error {
 	next := e.chain
+	var bodies [][]byte
 	var records []byte
 	for _, event := range events {
 		if err := next.Append(event); err != nil {
@@ -321,7 +324,7 @@ func (e *Events) write(events []*curfewv1.Event) error {
 		if err != nil {
 			return err
 		}
-		records = append(records, record...)
+		bodies, records = append(bodies, body), append(records, record...)
 	}
 	if n := len(e.segments); n == 0 || e.segments[n-1].bytes >= segmentBytes {
 		e.segments = append(e.segments, segment{first: events[0].GetNumber()})
@@ -331,22 +334,27 @@ func (e *Events) write(events []*curfewv1.Event) error {
 		return fmt.Errorf("keeping an event: %w", err)
 	}
 	s.bytes += int64(len(records))
-	s.events = append(s.events, events...)
+	s.events = append(s.events, bodies...)
 	e.chain = next
 	return nil
 }
 
 // After returns the events with numbers above n, in order, at most limit of them.
-func (e *Events) After(n uint64, limit int) []*curfewv1.Event {
+func (e *Events) After(n uint64, limit int) ([]*curfewv1.Event, error) {
 	var out []*curfewv1.Event
 	for _, s := range e.segments {
-		for _, event := range s.events {
-			if event.GetNumber() > n && len(out) < limit {
-				out = append(out, event)
+		for i, raw := range s.events {
+			if s.first+uint64(i) <= n || len(out) >= limit {
+				continue
 			}
+			event := new(curfewv1.Event)
+			if err := proto.Unmarshal(raw, event); err != nil {
+				return nil, fmt.Errorf("reading event %d: %w", s.first+uint64(i), err)
+			}
+			out = append(out, event)
 		}
 	}
-	return out
+	return out, nil
 }
 
 // Acknowledged takes the control plane's word that its first n events are durable there, and drops
@@ -390,12 +398,12 @@ func (e *Events) headAt(n uint64) ([]byte, error) {
 	if n == e.chain.Count {
 		return e.chain.Head, nil
 	}
-	for _, s := range e.segments {
-		for _, event := range s.events {
-			if event.GetNumber() == n+1 {
-				return event.GetPrevious(), nil
-			}
-		}
+	next, err := e.After(n, 1)
+	if err != nil {
+		return nil, err
 	}
-	return nil, fmt.Errorf("event %d is not held any more", n)
+	if len(next) == 0 || next[0].GetNumber() != n+1 {
+		return nil, fmt.Errorf("event %d is not held any more", n)
+	}
+	return next[0].GetPrevious(), nil
 }

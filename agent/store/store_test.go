@@ -243,7 +243,7 @@ func TestAcknowledgedEventsGoAndTheChainStays(t *testing.T) {
 	if got := s.Events().Chain(); got.Count != 1100 || !bytes.Equal(got.Head, head.Head) {
 		t.Fatalf("chain %d", got.Count)
 	}
-	if got := s.Events().After(1050, 10); len(got) != 10 || got[0].GetNumber() != 1051 {
+	if got, err := s.Events().After(1050, 10); err != nil || len(got) != 10 || got[0].GetNumber() != 1051 {
 		t.Errorf("after 1050: %d events from %d", len(got), got[0].GetNumber())
 	}
 	if err := s.Events().Acknowledged(1101); err == nil {
@@ -271,8 +271,8 @@ func TestAcknowledgedEventsGoAndTheChainStays(t *testing.T) {
 	if _, err := s.Events().Append(event(trail.KindGrantEnded, "alice")); err != nil {
 		t.Fatal(err)
 	}
-	got := s.Events().After(1100, 10)
-	if len(got) != 1 || got[0].GetNumber() != 1101 || !bytes.Equal(got[0].GetPrevious(), head.Head) {
+	got, err := s.Events().After(1100, 10)
+	if err != nil || len(got) != 1 || got[0].GetNumber() != 1101 || !bytes.Equal(got[0].GetPrevious(), head.Head) {
 		t.Errorf("the chain does not go on: %v", got)
 	}
 	closed(t, s)

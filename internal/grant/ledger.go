@@ -171,6 +171,9 @@ func (l *Ledger) TrailHead() []byte { return l.data.TrailHead }
 // HeldIDs returns every grant that the host holds, sorted: the cursor that Hello carries.
 func (l *Ledger) HeldIDs() []ID { return sortedIDs(maps.Keys(l.held)) }
 
+// Held is how many grants the host holds.
+func (l *Ledger) Held() int { return len(l.held) }
+
 // Refusal says why a grant was not accepted, as far as it is still remembered.
 func (l *Ledger) Refusal(id ID) string { return l.refused[id] }
 

@@ -153,7 +153,7 @@ func (m *Manager) Publish(live []Live) {
 	maps.DeleteFunc(m.told, func(_ string, at time.Time) bool { return time.Since(at) > time.Minute })
 	m.mu.Unlock()
 	m.give(live)
-	m.warner.publish(live)
+	m.warner.publish(byRequest)
 	m.look()
 	if first {
 		select {

@@ -48,16 +48,14 @@ type heard struct {
 func newWarner(host string, clock func() grant.Clock, tell func(request, text string)) *warner {
 	return &warner{
 		host: host, clock: clock, tell: tell, news: make(chan struct{}, 1),
-		live: make(map[string]Live), heard: make(map[string]heard),
+		heard: make(map[string]heard),
 	}
 }
 
-func (w *warner) publish(live []Live) {
+// publish takes what is live, by request, which nobody changes any more.
+func (w *warner) publish(live map[string]Live) {
 	w.mu.Lock()
-	w.live = make(map[string]Live, len(live))
-	for _, l := range live {
-		w.live[l.RequestID] = l
-	}
+	w.live = live
 	w.mu.Unlock()
 	select {
 	case w.news <- struct{}{}:

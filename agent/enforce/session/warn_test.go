@@ -65,7 +65,7 @@ func starts(t *testing.T, told []string, want ...string) {
 
 func TestWarningsComeTenAndTwoMinutesBefore(t *testing.T) {
 	told := inBubble(t, func(b *bubble) {
-		b.warner.publish([]Live{b.grant(time.Hour)})
+		b.warner.publish(byRequest(b.grant(time.Hour)))
 		time.Sleep(2 * time.Hour)
 	})
 	starts(t, told,
@@ -82,7 +82,7 @@ func TestWarningsScaleWithShortGrants(t *testing.T) {
 		8 * time.Hour:    {"7h50m0s ", "7h58m0s "},
 	} {
 		told := inBubble(t, func(b *bubble) {
-			b.warner.publish([]Live{b.grant(lasts)})
+			b.warner.publish(byRequest(b.grant(lasts)))
 			time.Sleep(lasts + time.Minute)
 		})
 		starts(t, told, want...)
@@ -91,10 +91,10 @@ func TestWarningsScaleWithShortGrants(t *testing.T) {
 
 func TestExtensionTellsTheNewEndAndWarnsAnew(t *testing.T) {
 	told := inBubble(t, func(b *bubble) {
-		b.warner.publish([]Live{b.grant(time.Hour)})
+		b.warner.publish(byRequest(b.grant(time.Hour)))
 		time.Sleep(55 * time.Minute)
-		b.warner.publish([]Live{b.grant(2 * time.Hour)})
-		b.warner.publish([]Live{b.grant(2 * time.Hour)})
+		b.warner.publish(byRequest(b.grant(2 * time.Hour)))
+		b.warner.publish(byRequest(b.grant(2 * time.Hour)))
 		time.Sleep(2 * time.Hour)
 	})
 	starts(t, told, "50m0s ",
@@ -106,7 +106,7 @@ func TestExtensionTellsTheNewEndAndWarnsAnew(t *testing.T) {
 func TestRestartDoesNotRepeat(t *testing.T) {
 	told := inBubble(t, func(b *bubble) {
 		time.Sleep(55 * time.Minute)
-		b.warner.publish([]Live{b.grant(time.Hour)})
+		b.warner.publish(byRequest(b.grant(time.Hour)))
 		time.Sleep(time.Hour)
 	})
 	starts(t, told, "58m0s ")
@@ -114,7 +114,7 @@ func TestRestartDoesNotRepeat(t *testing.T) {
 
 func TestEndedGrantIsNotWarned(t *testing.T) {
 	told := inBubble(t, func(b *bubble) {
-		b.warner.publish([]Live{b.grant(time.Hour)})
+		b.warner.publish(byRequest(b.grant(time.Hour)))
 		time.Sleep(49 * time.Minute)
 		b.warner.publish(nil)
 		time.Sleep(time.Hour)
@@ -127,7 +127,7 @@ func TestWarningFollowsTheEarlierClock(t *testing.T) {
 	told := inBubble(t, func(b *bubble) {
 		l := b.grant(time.Hour)
 		l.BootDeadline = 30 * time.Minute
-		b.warner.publish([]Live{l})
+		b.warner.publish(byRequest(l))
 		time.Sleep(time.Hour)
 	})
 	starts(t, told, "20m0s ", "28m0s ")
@@ -148,3 +148,5 @@ func TestUntil(t *testing.T) {
 		}
 	}
 }
+
+func byRequest(l Live) map[string]Live { return map[string]Live{l.RequestID: l} }

@@ -116,6 +116,9 @@ func meaningOf(r *curfewv1.SudoRule, end time.Time) CommandSpec {
 func Standing(p Policy, who Person, ours []Dropin) []string {
 	known := make(map[string]int)
 	for _, d := range ours {
+		if d.Login != who.Login {
+			continue // a rule of ours matches nobody else: see Meaning
+		}
 		for _, spec := range Meaning(d).Specs {
 			known[canonical(spec)]++
 		}
@@ -242,9 +245,11 @@ func say(spec UserSpec) string {
 
 // Holds tells whether the policy has every rule of a drop-in.
 func (p Policy) Holds(d Dropin) bool {
-	have := make(map[string]bool, len(p.Specs))
+	have := make(map[string]bool)
 	for _, spec := range p.Specs {
-		have[canonical(spec)] = true
+		if matches(spec.Users, Person{Login: d.Login}) { // a thousand others have theirs
+			have[canonical(spec)] = true
+		}
 	}
 	for _, spec := range Meaning(d).Specs {
 		if !have[canonical(spec)] {
