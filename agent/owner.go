@@ -145,7 +145,7 @@ func (o *owner) run(ctx context.Context, heartbeat <-chan struct{}, tell func())
 	var soon <-chan time.Time
 	o.lookAtUse(ctx)
 	tell()
-	trim := o.trim()
+	trim := o.trim(ctx)
 	for {
 		select {
 		case <-ctx.Done():

@@ -1,35 +1,44 @@
 package agent
 
 import (
+	"context"
 	"runtime/debug"
 	"runtime/metrics"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 )
 
 const (
-	trimEvery = time.Second
+	trimAfter = 2 * time.Second
 	trimOver  = 1 << 20
 )
 
-// trim returns what the owner calls after each turn: it gives back what a burst took. The runtime does so
-// by itself, but over minutes; and who only waits collects nothing.
-func (o *owner) trim() func() {
+// trim returns what the owner calls after each turn: it gives back what a burst took, once that is likely
+// over. The runtime does so by itself, but over minutes; and who only waits collects nothing.
+func (o *owner) trim(ctx context.Context) func() {
 	const live, objects, free = 0, 1, 2
 	heap := []metrics.Sample{
 		live:    {Name: "/gc/heap/live:bytes"}, // after the last collection
 		objects: {Name: "/memory/classes/heap/objects:bytes"},
 		free:    {Name: "/memory/classes/heap/free:bytes"},
 	}
-	var trimmed time.Time
+	var soon atomic.Bool
 	return func() {
 		metrics.Read(heap)
 		over := heap[objects].Value.Uint64()+heap[free].Value.Uint64() > heap[live].Value.Uint64()+trimOver
-		if over && time.Since(trimmed) > trimEvery {
-			trimmed = time.Now()
-			o.spawn(debug.FreeOSMemory)
+		if !over || soon.Swap(true) {
+			return
 		}
+		o.spawn(func() {
+			select {
+			case <-ctx.Done():
+			case <-time.After(trimAfter): // whoever waits for this turn's work needs the processor first
+				debug.FreeOSMemory()
+			}
+			soon.Store(false)
+		})
 	}
 }
 
