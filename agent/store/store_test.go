@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -222,6 +223,26 @@ func TestDamageIsRefusedNeverHalfRead(t *testing.T) {
 			}
 			closed(t, s)
 		}
+	}
+}
+
+// Events are told apart by where they stand, so a segment under another's name is no segment.
+func TestSegmentUnderAWrongNameIsRefused(t *testing.T) {
+	dir := newDir(t)
+	fill(t, dir, 2000)
+	names, err := filepath.Glob(filepath.Join(dir, eventsDir, "*"+segmentSuffix))
+	if err != nil || len(names) < 2 {
+		t.Fatalf("%d segments: %v", len(names), err)
+	}
+	slices.Sort(names)
+	newest := names[len(names)-1]
+	wrong := filepath.Join(filepath.Dir(newest), segmentName(1999))
+	if err := os.Rename(newest, wrong); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(Config{Directory: dir}); !errors.Is(err, ErrCorrupt) ||
+		!strings.Contains(err.Error(), "stands in it") {
+		t.Errorf("a segment under a wrong name: %v", err)
 	}
 }
 
