@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -38,6 +39,8 @@ type plane struct {
 	conn  net.Conn
 	hello *curfewv1.Hello
 	in    chan *curfewv1.HostMessage
+	// taking is held by who has the plane take nothing but the hello for a while.
+	taking sync.Mutex
 	// earlier are messages that nobody has asked for yet.
 	earlier []*curfewv1.HostMessage
 	lease   time.Duration // 15 min when zero
@@ -189,7 +192,13 @@ func (p *plane) read(conn net.Conn, in chan<- *curfewv1.HostMessage) {
 			p.t.Errorf("a message is not the host's: %v", err)
 			return
 		}
+		if m.GetHello() != nil {
+			in <- m
+			continue
+		}
+		p.taking.Lock()
 		in <- m
+		p.taking.Unlock()
 	}
 }
 
@@ -200,7 +209,7 @@ func (p *plane) send(m *curfewv1.ControlMessage) {
 		p.t.Fatal(err)
 	}
 	if err := frame.Write(p.conn, b); err != nil {
-		p.t.Fatal(err)
+		p.t.Fatalf("the host closed the connection: %v", err)
 	}
 }
 

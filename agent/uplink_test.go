@@ -1,0 +1,39 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
+)
+
+// What a host kept while its control plane was away goes out beside what it has to say now, however
+// slowly that is taken.
+func TestABacklogCrowdsNothingOut(t *testing.T) {
+	const kept = 2000
+	m := newMachine(t)
+	m.start()
+	p := m.connect()
+	for i := range kept {
+		p.sendGrant(fmt.Appendf(nil, "no grant, %d", i)) // its refusal is an event
+	}
+	p.sendState(p.state(nil))
+	p.ack()
+	_ = p.conn.Close()
+
+	p.taking.Lock()
+	p = m.connect() // which holds none of these events
+	p.sendState(p.state(nil))
+	m.within(10*time.Second, "the state to be accepted", func() bool {
+		var sequence uint64
+		err := m.half.owner.do(t.Context(), func(context.Context) { sequence = m.half.owner.ledger.Sequence() })
+		return err == nil && sequence == p.sequence
+	})
+	p.taking.Unlock()
+	p.ack()
+	for range kept {
+		p.next(func(m *curfewv1.HostMessage) bool { return m.GetEvent().GetKind() == "grant.rejected" })
+	}
+}
