@@ -2,9 +2,13 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	curfewv1 "github.com/curfew-access/curfew/proto/curfew/v1"
 )
@@ -25,6 +29,13 @@ func TestABacklogCrowdsNothingOut(t *testing.T) {
 
 	p.taking.Lock()
 	p = m.connect() // which holds none of these events
+	waiting := 0
+	m.within(10*time.Second, "the host to get rid of no more", func() bool {
+		before := waiting
+		time.Sleep(50 * time.Millisecond)
+		waiting = p.untaken()
+		return waiting > 0 && waiting == before
+	})
 	p.sendState(p.state(nil))
 	m.within(10*time.Second, "the state to be accepted", func() bool {
 		var sequence uint64
@@ -36,4 +47,18 @@ func TestABacklogCrowdsNothingOut(t *testing.T) {
 	for range kept {
 		p.next(func(m *curfewv1.HostMessage) bool { return m.GetEvent().GetKind() == "grant.rejected" })
 	}
+}
+
+// untaken is how many bytes the host has sent that the plane has not taken.
+func (p *plane) untaken() (n int) {
+	p.t.Helper()
+	raw, err := p.conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	errControl := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	if err := errors.Join(errControl, err); err != nil {
+		p.t.Fatal(err)
+	}
+	return n
 }
