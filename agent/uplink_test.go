@@ -16,7 +16,7 @@ import (
 // What a host kept while its control plane was away goes out beside what it has to say now, however
 // slowly that is taken.
 func TestABacklogCrowdsNothingOut(t *testing.T) {
-	const kept = 2000
+	const kept = 600
 	m := newMachine(t)
 	m.start()
 	p := m.connect()
