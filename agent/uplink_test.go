@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,6 +29,8 @@ func TestABacklogCrowdsNothingOut(t *testing.T) {
 	_ = p.conn.Close()
 
 	p.taking.Lock()
+	take := sync.OnceFunc(p.taking.Unlock)
+	defer take()    // also when the test gives up
 	p = m.connect() // which holds none of these events
 	waiting := 0
 	m.within(10*time.Second, "the host to get rid of no more", func() bool {
@@ -42,7 +45,7 @@ func TestABacklogCrowdsNothingOut(t *testing.T) {
 		err := m.half.owner.do(t.Context(), func(context.Context) { sequence = m.half.owner.ledger.Sequence() })
 		return err == nil && sequence == p.sequence
 	})
-	p.taking.Unlock()
+	take()
 	p.ack()
 	for range kept {
 		p.next(func(m *curfewv1.HostMessage) bool { return m.GetEvent().GetKind() == "grant.rejected" })

@@ -235,6 +235,8 @@ func approveAndRevoke(ctx context.Context, b *Bench) error {
 // quiet waits until the host has looked after an ended request, which goes on at low priority for a
 // while after the last process is dead.
 func (l *lab) quiet(ctx context.Context, request string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	_, err := l.web.Shell(ctx, "while test -e /var/lib/curfew/residue/"+request+".record.json || "+
 		"systemctl show -P ActiveState curfew-residue | grep -q ^activ; do sleep 0.05; done")
 	return err
